@@ -1,0 +1,3 @@
+//! PAPR's numbers, and the calls that any executor can run.
+
+pub mod codes;

@@ -1,0 +1,23 @@
+//! The data plane: transitions on shared words, written once for every executor and storage.
+//!
+//! * [`xive`]: source → router → presenter.
+//! * [`xics`]: sources (ICS) and presentation controllers (ICP).
+//! * [`host`]: what a transition needs from outside.
+//!
+//! Deterministic and free of I/O: what they do depends on the words and on the host's answers only.
+//! The steps, orderings and waits are those of SPEC.md chapter 3.
+
+pub mod host;
+pub mod xics;
+pub mod xive;
+
+pub use host::{Host, LockOwner};
+
+/// An input of a level-sensitive source. The source is asserted while any of its inputs is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LevelInput {
+    /// The VMM's own devices.
+    Vmm,
+    /// An irqfd with a resamplefd.
+    Irqfd,
+}
