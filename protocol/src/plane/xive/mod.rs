@@ -58,12 +58,7 @@ impl<S, H> Copy for Xive<'_, S, H> {}
 
 impl<'a, S, H> Xive<'a, S, H> {
     /// `geometry` is that of `machine`, and `storage` was made for it.
-    pub fn new(
-        storage: &'a S,
-        host: &'a H,
-        machine: &'a Machine,
-        geometry: &'a Geometry,
-    ) -> Self {
+    pub fn new(storage: &'a S, host: &'a H, machine: &'a Machine, geometry: &'a Geometry) -> Self {
         Self {
             storage,
             host,
@@ -103,6 +98,13 @@ impl<S: Storage, H> Xive<'_, S, H> {
                 Err(found) => old = found,
             }
         }
+    }
+}
+
+impl<S: Storage, H> Xive<'_, S, H> {
+    /// One pause of a wait for another thread; `spins` grows from 0.
+    pub fn wait(&self, spins: u32) {
+        self.storage.relax(spins);
     }
 }
 

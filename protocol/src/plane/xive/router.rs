@@ -106,7 +106,10 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
         let generation = u32::from(cursor & cursor::GENERATION != 0);
         let entry = generation << 31 | eisn;
         // A failed write leaves the index and notifies all the same (xive.md §3.4).
-        if self.host.write_queue_entry(queue.address + 4 * index, entry) {
+        if self
+            .host
+            .write_queue_entry(queue.address + 4 * index, entry)
+        {
             cursor = advance(cursor & !cursor::INDEX | index, queue.entries);
         }
         let mut notify = true;

@@ -299,9 +299,7 @@ impl<S: Storage, H> Xive<'_, S, H> {
     /// The LISN is level-sensitive.
     pub fn is_lsi(&self, lisn: u32) -> bool {
         // Relaxed: set at claim, before anybody knows the number.
-        let bits = self
-            .storage
-            .table(Table::Lsi(lisn / 64), Ordering::Relaxed);
+        let bits = self.storage.table(Table::Lsi(lisn / 64), Ordering::Relaxed);
         bits >> (lisn % 64) & 1 == 1
     }
 }
