@@ -2,29 +2,12 @@
 //! xive.md §5 on which calls exist in which mode.
 
 use super::codes::{RtasCall, opcode, ret, rtas};
+use super::xics::RtasReply;
 use super::{xics, xive};
 use crate::layout::header::Mode;
 use crate::layout::{Compat, Storage};
 use crate::plane::Host;
 use crate::plane::controller::Controller;
-
-/// What an RTAS call leaves in the guest's block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RtasRets {
-    /// Results; the first is the status.
-    pub rets: [u32; 16],
-    /// How many of them the call wrote.
-    pub written: u32,
-}
-
-impl RtasRets {
-    /// Only a status.
-    pub fn status(status: i32) -> Self {
-        let mut rets = [0; 16];
-        rets[0] = status as u32;
-        Self { rets, written: 1 }
-    }
-}
 
 /// Who answers an hcall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +75,10 @@ pub fn local_hcall<S: Storage, H: Host>(
 }
 
 /// The status of an RTAS call that the mode forbids, if it does.
-pub fn rtas_forbidden<S: Storage, H: Host>(c: &Controller<'_, S, H>) -> Option<RtasRets> {
+pub fn rtas_forbidden<S: Storage, H: Host>(c: &Controller<'_, S, H>) -> Option<RtasReply> {
     match (c.machine.ic_mode.has_xics(), c.state.mode) {
-        (false, _) => Some(RtasRets::status(rtas::PARAMETER)),
-        (true, Mode::Xive) => Some(RtasRets::status(rtas::HARDWARE)),
+        (false, _) => Some(RtasReply::status(rtas::PARAMETER)),
+        (true, Mode::Xive) => Some(RtasReply::status(rtas::HARDWARE)),
         (true, Mode::Xics) => None,
     }
 }
@@ -106,7 +89,7 @@ pub fn local_rtas<S: Storage, H: Host>(
     call: RtasCall,
     args: &[u32],
     nret: u32,
-) -> Option<RtasRets> {
+) -> Option<RtasReply> {
     rtas_forbidden(c)
         .or_else(|| (call == RtasCall::GetXive).then(|| xics::rtas_get_xive(&c.xics, args, nret)))
 }
@@ -120,12 +103,7 @@ pub fn esb_load<S: Storage, H: Host>(c: &Controller<'_, S, H>, offset: u64, size
 }
 
 /// A store in the ESB space.
-pub fn esb_store<S: Storage, H: Host>(
-    c: &Controller<'_, S, H>,
-    offset: u64,
-    size: u8,
-    value: u64,
-) {
+pub fn esb_store<S: Storage, H: Host>(c: &Controller<'_, S, H>, offset: u64, size: u8, value: u64) {
     if c.state.mode == Mode::Xive {
         c.xive.esb_store(offset, size, value);
     }

@@ -6,16 +6,17 @@
 
 use std::sync::atomic::Ordering;
 
+use super::LevelInput;
 use super::epoch::Inside;
 use super::host::Host;
 use super::xics::Xics;
 use super::xive::Xive;
-use super::LevelInput;
 use crate::layout::header::{Executor, Gate, Mode, State};
 use crate::layout::words::{ics, source};
-use crate::layout::{AtomicWord, Geometry, Machine, Page, Storage};
+use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
 use crate::papr::codes::RtasCall;
-use crate::papr::dispatch::{self, RtasRets};
+use crate::papr::dispatch;
+use crate::papr::xics::RtasReply;
 
 /// Where an operation of a guest or a device went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,6 @@ impl<T> Outcome<T> {
 }
 
 /// Both controllers at one value of the state word.
-#[derive(Clone, Copy)]
 pub struct Controller<'a, S, H> {
     /// XICS transitions.
     pub xics: Xics<'a, S, H>,
@@ -65,7 +65,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         match (self.state.gate, self.state.mode) {
             (Gate::Open, Mode::Xive) => self.xive.trigger(lisn),
             (Gate::Open, Mode::Xics) => self.xics.trigger(lisn),
-            _ => self.latch(lisn),
+            (_, Mode::Xive) => self.xive.latch_trigger(lisn),
+            (_, Mode::Xics) => self.xics.latch(lisn),
         }
     }
 
@@ -77,89 +78,94 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         match (self.state.gate, self.state.mode) {
             (Gate::Open, Mode::Xive) => self.xive.set_level(lisn, input, level),
             (Gate::Open, Mode::Xics) => self.xics.set_level(lisn, input, level),
-            _ => self.store_level(lisn, input, level),
+            _ => self.latch_level(lisn, input, level),
         }
     }
 
-    /// Records a trigger for the end of the machine-wide operation.
-    fn latch(&self, lisn: u32) {
-        if let Some((word, bits)) = self.source_word(lisn) {
-            // AcqRel: publishes what the device wrote to whoever replays the trigger.
-            word.fetch_or(bits.latched, Ordering::AcqRel);
-        }
-    }
-
-    /// Stores a level without acting on it; `replay` acts.
-    fn store_level(&self, lisn: u32, input: LevelInput, level: bool) {
-        let Some((word, bits)) = self.source_word(lisn) else { return };
-        let bit = match input {
-            LevelInput::Vmm => bits.vmm,
-            LevelInput::Irqfd => bits.irqfd,
-        };
-        // AcqRel: as in `latch`.
-        if level {
-            word.fetch_or(bit, Ordering::AcqRel);
-        } else {
-            word.fetch_and(!bit, Ordering::AcqRel);
-        }
-    }
-
-    /// The word of a source in the active controller and its bits; none for numbers that the
-    /// active controller does not have.
-    fn source_word(&self, lisn: u32) -> Option<(&S::Word, SourceBits)> {
+    /// Records a level. An LSI's level goes into the words of both controllers, the active one first:
+    /// a mode switch may be under way, see [`Self::copy_levels`].
+    fn latch_level(&self, lisn: u32, input: LevelInput, level: bool) {
+        let both = self.machine.ic_mode == IcMode::Dual && self.xive.is_lsi(lisn);
         match self.state.mode {
+            Mode::Xive => {
+                self.xive.latch_level(lisn, input, level);
+                if both {
+                    self.xics.latch_level(lisn, input, level);
+                }
+            }
+            Mode::Xics => {
+                self.xics.latch_level(lisn, input, level);
+                if both {
+                    self.xive.latch_level(lisn, input, level);
+                }
+            }
+        }
+    }
+
+    /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
+    /// the grace period after that is over, so that nobody records any more. `from`: the mode in
+    /// which it was recorded.
+    pub fn replay(&self, lisn: u32, from: Mode) {
+        if from != self.state.mode {
+            self.carry_latch(lisn, from);
+        }
+        match self.state.mode {
+            Mode::Xive => self.xive.replay(lisn),
+            Mode::Xics => self.xics.replay(lisn),
+        }
+    }
+
+    /// Moves a latched trigger into the active controller's word.
+    fn carry_latch(&self, lisn: u32, from: Mode) {
+        let Some((word, bits)) = self.source_word(lisn, from) else {
+            return;
+        };
+        // AcqRel pairs with the latching swap and passes on what the device published.
+        if word.load(Ordering::Relaxed) & bits.latched != 0
+            && word.fetch_and(!bits.latched, Ordering::AcqRel) & bits.latched != 0
+        {
+            match self.state.mode {
+                Mode::Xive => self.xive.latch_trigger(lisn),
+                Mode::Xics => self.xics.latch(lisn),
+            }
+        }
+    }
+
+    /// Copies the levels of an LSI from the words of controller `from` to those of `to`: half of a mode
+    /// switch, at a latched gate. Devices may change the level meanwhile; they store into `from`
+    /// first, then into `to`, so that the second look catches what the copy would undo.
+    pub fn copy_levels(&self, lisn: u32, from: Mode, to: Mode) {
+        let (Some((source, s)), Some((target, t))) =
+            (self.source_word(lisn, from), self.source_word(lisn, to))
+        else {
+            return;
+        };
+        loop {
+            // Acquire and AcqRel: see below.
+            let seen = source.load(Ordering::Acquire) & (s.vmm | s.irqfd);
+            for (has, bit) in [(seen & s.vmm != 0, t.vmm), (seen & s.irqfd != 0, t.irqfd)] {
+                if has {
+                    target.fetch_or(bit, Ordering::AcqRel);
+                } else {
+                    target.fetch_and(!bit, Ordering::AcqRel);
+                }
+            }
+            // If a device's swap of `target` came before ours, ours read from it (AcqRel), and this load
+            // sees the device's earlier swap of `source`. If it came after, the device's value stands.
+            if source.load(Ordering::Acquire) & (s.vmm | s.irqfd) == seen {
+                return;
+            }
+        }
+    }
+
+    /// The word of a source in a controller and its bits; none for numbers that it does not have.
+    fn source_word(&self, lisn: u32, mode: Mode) -> Option<(&S::Word, SourceBits)> {
+        match mode {
             Mode::Xive => Some((self.storage.page(Page::Source(lisn)), XIVE_BITS)),
             Mode::Xics => {
                 let index = lisn.checked_sub(self.geometry.xics_base())?;
                 Some((self.storage.page(Page::IcsSource(index)), XICS_BITS))
             }
-        }
-    }
-
-    /// Acts on what was recorded for a source while the gate was latched: one trigger, and its
-    /// level. `true` if a trigger was replayed.
-    pub fn replay(&self, lisn: u32) -> bool {
-        let Some((word, bits)) = self.source_word(lisn) else { return false };
-        // AcqRel pairs with `latch`.
-        let was = word.fetch_and(!bits.latched, Ordering::AcqRel);
-        let latched = was & bits.latched != 0;
-        if latched {
-            self.trigger(lisn);
-        }
-        for (input, bit) in [(LevelInput::Vmm, bits.vmm), (LevelInput::Irqfd, bits.irqfd)] {
-            if was & bit != 0 {
-                self.set_level(lisn, input, true);
-            }
-        }
-        latched
-    }
-
-    /// Takes a source's level and latch bits out of the controller `from`: half of a mode switch.
-    /// The gate is latched and the grace period over; devices may still record.
-    pub fn take_record(&self, lisn: u32, from: Mode) -> Record {
-        let old = Self { state: State { mode: from, ..self.state }, ..*self };
-        let Some((word, bits)) = old.source_word(lisn) else { return Record::default() };
-        // AcqRel pairs with `latch` and `store_level`.
-        let was = word.fetch_and(!(bits.vmm | bits.irqfd | bits.latched), Ordering::AcqRel);
-        Record {
-            vmm: was & bits.vmm != 0,
-            irqfd: was & bits.irqfd != 0,
-            latched: was & bits.latched != 0,
-        }
-    }
-
-    /// Puts what [`Self::take_record`] took into the controller that is active now.
-    pub fn put_record(&self, lisn: u32, record: Record) {
-        let Some((word, bits)) = self.source_word(lisn) else { return };
-        let mut set = 0;
-        for (is, bit) in
-            [(record.vmm, bits.vmm), (record.irqfd, bits.irqfd), (record.latched, bits.latched)]
-        {
-            set |= if is { bit } else { 0 };
-        }
-        if set != 0 {
-            // AcqRel: as in `latch`.
-            word.fetch_or(set, Ordering::AcqRel);
         }
     }
 
@@ -173,24 +179,22 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
     }
 }
 
-/// Levels and latch of a source on their way from one controller to the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    vmm: bool,
-    irqfd: bool,
-    latched: bool,
-}
-
 struct SourceBits {
     vmm: u64,
     irqfd: u64,
     latched: u64,
 }
 
-const XIVE_BITS: SourceBits =
-    SourceBits { vmm: source::LEVEL_VMM, irqfd: source::LEVEL_IRQFD, latched: source::LATCHED };
-const XICS_BITS: SourceBits =
-    SourceBits { vmm: ics::LEVEL_VMM, irqfd: ics::LEVEL_IRQFD, latched: ics::LATCHED };
+const XIVE_BITS: SourceBits = SourceBits {
+    vmm: source::LEVEL_VMM,
+    irqfd: source::LEVEL_IRQFD,
+    latched: source::LATCHED,
+};
+const XICS_BITS: SourceBits = SourceBits {
+    vmm: ics::LEVEL_VMM,
+    irqfd: ics::LEVEL_IRQFD,
+    latched: ics::LATCHED,
+};
 
 /// The data plane of one machine on one storage.
 pub struct Plane<S, H> {
@@ -204,7 +208,12 @@ impl<S: Storage, H: Host> Plane<S, H> {
     /// The plane of `machine` on `storage`; `None` if the machine has no geometry.
     pub fn new(storage: S, host: H, machine: Machine) -> Option<Self> {
         let geometry = machine.geometry()?;
-        Some(Self { storage, host, machine, geometry })
+        Some(Self {
+            storage,
+            host,
+            machine,
+            geometry,
+        })
     }
     /// The words.
     pub fn storage(&self) -> &S {
@@ -293,7 +302,9 @@ impl<S: Storage, H: Host> Plane<S, H> {
 
     /// A load of vCPU `server` at `offset` of the TIMA space. 0 while XICS is active.
     pub fn tima_load(&self, epoch: u32, server: u32, offset: u64, size: u8) -> Outcome<u64> {
-        self.guest(epoch, |c| Some(dispatch::tima_load(c, server, offset, size)))
+        self.guest(epoch, |c| {
+            Some(dispatch::tima_load(c, server, offset, size))
+        })
     }
 
     /// A store of vCPU `server` in the TIMA space. Ignored while XICS is active.
@@ -305,7 +316,9 @@ impl<S: Storage, H: Host> Plane<S, H> {
         size: u8,
         value: u64,
     ) -> Outcome<()> {
-        self.guest(epoch, |c| Some(dispatch::tima_store(c, server, offset, size, value)))
+        self.guest(epoch, |c| {
+            Some(dispatch::tima_store(c, server, offset, size, value))
+        })
     }
 
     /// A hypercall of vCPU `server`; `args` are r4 to r12, changed as the call says, and r3 comes
@@ -318,11 +331,13 @@ impl<S: Storage, H: Host> Plane<S, H> {
         args: &mut [u64; 9],
         time_base: u64,
     ) -> Outcome<i64> {
-        self.guest(epoch, |c| dispatch::local_hcall(c, server, opcode, args, time_base))
+        self.guest(epoch, |c| {
+            dispatch::local_hcall(c, server, opcode, args, time_base)
+        })
     }
 
     /// An RTAS call. Only ibm,get-xive runs here.
-    pub fn rtas(&self, epoch: u32, call: RtasCall, args: &[u32], nret: u32) -> Outcome<RtasRets> {
+    pub fn rtas(&self, epoch: u32, call: RtasCall, args: &[u32], nret: u32) -> Outcome<RtasReply> {
         self.guest(epoch, |c| dispatch::local_rtas(c, call, args, nret))
     }
 

@@ -56,7 +56,12 @@ impl GracePeriod {
         // Pairs with the fence in `Inside::enter`.
         storage.fence();
         let waiting = (0..geometry.epochs())
-            .map(|epoch| (epoch, storage.page(Page::Epoch(epoch)).load(Ordering::Acquire)))
+            .map(|epoch| {
+                (
+                    epoch,
+                    storage.page(Page::Epoch(epoch)).load(Ordering::Acquire),
+                )
+            })
             .filter(|(_, seen)| seen & 1 == 1)
             .collect();
         Self { waiting }
@@ -65,7 +70,8 @@ impl GracePeriod {
     /// `true` once every transition seen by `begin` is over.
     pub fn poll<S: Storage>(&mut self, storage: &S) -> bool {
         // Acquire pairs with the Release in `Inside::drop`.
-        self.waiting.retain(|(e, seen)| storage.page(Page::Epoch(*e)).load(Ordering::Acquire) == *seen);
+        self.waiting
+            .retain(|(e, seen)| storage.page(Page::Epoch(*e)).load(Ordering::Acquire) == *seen);
         self.waiting.is_empty()
     }
 
