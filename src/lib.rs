@@ -1,4 +1,5 @@
 //! The daemon: see README.md
 
+pub mod control;
 pub mod memory;
 pub mod papr;
