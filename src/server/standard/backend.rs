@@ -152,12 +152,16 @@ impl VhostUserBackend for StdBackend {
 
     fn set_event_idx(&self, _enabled: bool) {}
 
-    /// Empty for a range outside the block; the crate turns that into the protocol's error reply.
+    /// Bytes beyond the block read as zero, which in the block means absent: a front-end may know a longer block than this
+    /// daemon. (The protocol's error reply, one without data, leaves the stock front-end waiting for the data.)
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let identity = *self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        let range = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
-        let block = range.and_then(|(at, len)| identity.get(at..at.checked_add(len)?));
-        block.map(<[u8]>::to_vec).unwrap_or_default()
+        let (Ok(offset), Ok(size)) = (usize::try_from(offset), usize::try_from(size)) else {
+            return Vec::new();
+        };
+        let mut bytes: Vec<u8> = identity.into_iter().skip(offset).take(size).collect();
+        bytes.resize(size, 0);
+        bytes
     }
 
     fn update_memory(&self, made: GuestMemoryAtomic<Table>) -> io::Result<()> {
