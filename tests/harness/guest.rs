@@ -174,8 +174,7 @@ impl Guest {
 
     /// What SET_SHM says about the memory.
     pub fn shm_request(&self) -> SetShm {
-        let (layout, generation, size) =
-            (self.info.layout, self.info.generation, self.info.size);
+        let (layout, generation, size) = (self.info.layout, self.info.generation, self.info.size);
         SetShm {
             layout,
             zero: 0,
@@ -188,10 +187,7 @@ impl Guest {
     pub fn connect_all(&self) {
         let servers = (0..self.machine.servers).collect();
         let request = VcpuConnect { servers };
-        let (reply, _) = self
-            .main
-            .call_fds(&request, &borrow(&self.kicks))
-            .unwrap();
+        let (reply, _) = self.main.call_fds(&request, &borrow(&self.kicks)).unwrap();
         assert_eq!(reply.connected, self.machine.servers);
     }
 

@@ -78,7 +78,10 @@ fn an_xics_interrupt_is_presented_accepted_and_ended() {
     assert!(was_kicked(&guest.kicks[2]) && line(&guest, 2) && !line(&guest, 0));
     let reply = guest.hcall_reply(2, opcode::H_XIRR_X, &[]);
     assert_eq!(reply.ret, 0);
-    assert_eq!(reply.args[..2], [0xff00_0000 | u64::from(LISN), 0x1234_5678]);
+    assert_eq!(
+        reply.args[..2],
+        [0xff00_0000 | u64::from(LISN), 0x1234_5678]
+    );
     assert_eq!(reply.line.level, 0);
     guest.must(2, opcode::H_EOI, &[reply.args[0]]);
     assert_eq!(guest.must(2, opcode::H_XIRR, &[]), 0xff00_0000);
