@@ -141,6 +141,9 @@ fn more_descriptors_than_the_crate_takes_are_refused_and_closed() {
         );
         assert_eq!(vmm.reply(FrontendReq::SET_MEM_TABLE), 1u64.to_ne_bytes());
     }
+    // Without a body to be taken for the next header, the crate would wait for ever.
+    vmm.send(FrontendReq::GET_FEATURES, 0, &[], &vec![&ram; 33]);
+    assert_eq!(vmm.reply(FrontendReq::GET_FEATURES), 0u64.to_ne_bytes());
     vmm.still_works();
     assert_eq!((references(&ram), daemon.ram.regions()), (1, 0));
 }
