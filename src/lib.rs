@@ -1,1 +1,4 @@
-//! (skeleton)
+//! The daemon: see README.md
+
+pub mod memory;
+pub mod papr;
