@@ -192,6 +192,11 @@ impl Channel {
         self.up(Patience::Persist).map(|_| ())
     }
 
+    /// The channel has a connection, as far as anybody knows.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(lock(&self.state).link, Link::Up { .. })
+    }
+
     /// A number for a request that the handshake sends on the new connection itself.
     pub(crate) fn next_seq(&self) -> u64 {
         number(&mut lock(&self.state))

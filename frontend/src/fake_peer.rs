@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use papr_intc_protocol::wire::{
-    HEADER_BYTES, Request, RequestHead, Wire, error_body, flag, reply_body, split_request,
+    HEADER_BYTES, Request, RequestHead, error_body, flag, reply_body, split_request,
 };
 
 /// One end of a stream, spoken by hand.

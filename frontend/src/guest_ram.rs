@@ -8,15 +8,30 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    MemoryRegionAddress,
+    GuestRegionMmap, MemoryRegionAddress,
 };
+
+use crate::error::Error;
 
 /// Guest memory with a dirty bitmap per region.
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+type GuestRegion = GuestRegionMmap<AtomicBitmap>;
+
+/// A region as SET_MEM_TABLE describes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SharedRegion<'a> {
+    pub gpa: u64,
+    pub len: u64,
+    /// Where the VMM has it mapped: what vhost-user's ring addresses would mean.
+    pub user: u64,
+    /// Its start in `file`.
+    pub offset: u64,
+    pub file: &'a std::fs::File,
+}
 
 /// The guest's RAM.
 #[derive(Debug)]
@@ -96,11 +111,21 @@ impl GuestRam {
     }
 
     /// What SET_MEM_TABLE says; an error if a region has no file.
-    pub(crate) fn mem_table(&self) -> Result<Vec<VhostUserMemoryRegionInfo>, vhost::Error> {
-        self.memory
-            .iter()
-            .map(VhostUserMemoryRegionInfo::from_guest_region)
-            .collect()
+    pub(crate) fn regions(&self) -> Result<Vec<SharedRegion<'_>>, Error> {
+        fn shared(region: &GuestRegion) -> Result<SharedRegion<'_>, Error> {
+            let at = region.start_addr().0;
+            let file = region.file_offset().ok_or_else(|| {
+                Error::Invalid(format!("the RAM at {at:#x} has no file to share it by"))
+            })?;
+            Ok(SharedRegion {
+                gpa: at,
+                len: region.len(),
+                user: region.as_ptr() as u64,
+                offset: file.start(),
+                file: file.file(),
+            })
+        }
+        self.memory.iter().map(shared).collect()
     }
 }
 
@@ -140,11 +165,19 @@ mod tests {
     #[test]
     fn the_memory_table_names_every_region_with_its_file() {
         let ram = two_regions();
-        let table = ram.mem_table().unwrap();
-        let shape: Vec<_> = table
+        let shape: Vec<_> = ram
+            .regions()
+            .unwrap()
             .iter()
-            .map(|r| (r.guest_phys_addr, r.memory_size, r.mmap_handle >= 0))
+            .map(|r| (r.gpa, r.len))
             .collect();
-        assert_eq!(shape, [(0, 0x10000, true), (0x100000, 0x10000, true)]);
+        assert_eq!(shape, [(0, 0x10000), (0x100000, 0x10000)]);
+    }
+
+    #[test]
+    fn ram_without_a_file_cannot_be_shared() {
+        let memory = Memory::from_ranges(&[(GuestAddress(0x4000), 0x1000)]).unwrap();
+        let error = GuestRam::from_memory(memory).regions().unwrap_err();
+        assert!(error.to_string().contains("0x4000"));
     }
 }

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -67,6 +68,18 @@ impl Launcher {
             }
         }
     }
+}
+
+/// How long a daemon that hung up may take to end by itself, in milliseconds.
+const ENDING: u16 = 20;
+
+/// How a process ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// For the log.
+    pub how: String,
+    /// By a SIGKILL that was not the front-end's.
+    pub killed: bool,
 }
 
 /// A daemon's process.
@@ -133,23 +146,24 @@ impl Process {
         }
     }
 
-    /// Makes certain that the process runs no more. Returns how it ended, for the log.
-    pub fn fence(&mut self) -> String {
-        let alone = self.has_ended(PollTimeout::ZERO);
+    /// Makes certain that the process runs no more.
+    pub fn fence(&mut self) -> Ended {
+        // A daemon that closed its socket is most often about to end; how it ends is worth knowing.
+        let alone = self.has_ended(PollTimeout::from(ENDING));
         if !alone && let Some(pidfd) = self.pidfd() {
             // An error means that it has ended in this moment, or is not ours to kill; then we wait.
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
         self.has_ended(PollTimeout::NONE);
-        let status = self.child.as_mut().map(Child::wait);
-        let how = match status {
-            Some(Ok(status)) => status.to_string(),
-            _ => "ended".to_owned(),
-        };
-        if alone {
-            how
-        } else {
-            format!("{how}, killed by the front-end")
+        let status = self.child.as_mut().and_then(|child| child.wait().ok());
+        let how = status.map_or("it ended".to_owned(), |status| status.to_string());
+        Ended {
+            killed: alone && status.and_then(|s| s.signal()) == Some(Signal::KILL.as_raw()),
+            how: if alone {
+                how
+            } else {
+                format!("{how} (by the front-end)")
+            },
         }
     }
 }
@@ -162,17 +176,13 @@ mod tests {
 
     #[test]
     fn a_spawned_daemon_has_its_socket_as_descriptor_0() {
-        // The shell ignores "--fd 0" as the name of its script's arguments would be.
         let launcher = Launcher::spawn("/bin/sh", vec![]);
         // `sh --fd 0` fails at once on an unknown option; its end of the socket closes with it.
         let (mut process, mut stream) = launcher.launch().unwrap();
         assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
         assert!(process.has_ended(PollTimeout::NONE));
-        let how = process.fence();
-        assert!(
-            how.starts_with("exit status") && !how.contains("killed by"),
-            "{how}"
-        );
+        let ended = process.fence();
+        assert!(ended.how.starts_with("exit status") && !ended.killed);
     }
 
     #[test]
@@ -180,7 +190,8 @@ mod tests {
         let child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let mut process = Process::child(child).unwrap();
         assert!(!process.has_ended(PollTimeout::ZERO));
-        assert!(process.fence().contains("killed by the front-end"));
+        let ended = process.fence();
+        assert!(ended.how.contains("by the front-end") && !ended.killed);
         assert!(process.has_ended(PollTimeout::ZERO));
     }
 
