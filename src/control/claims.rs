@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use papr_intc_protocol::layout::{AtomicWord, Machine, Storage, Table, TableStorage};
+use papr_intc_protocol::layout::{AtomicWord, Machine, Table, TableStorage};
 use papr_intc_protocol::wire::source::{ANY, Claim, claim_flag};
 
 use super::error::Refused;
@@ -64,7 +64,9 @@ impl<'a, S: TableStorage> Claims<'a, S> {
     fn iterate(&self, word: impl Fn(u32) -> u64) -> impl Iterator<Item = u32> {
         (0..self.machine.sources.div_ceil(64)).flat_map(move |w| {
             let bits = word(w);
-            (0..64).filter(move |b| bits >> b & 1 == 1).map(move |b| w * 64 + b)
+            (0..64)
+                .filter(move |b| bits >> b & 1 == 1)
+                .map(move |b| w * 64 + b)
         })
     }
 
@@ -72,19 +74,29 @@ impl<'a, S: TableStorage> Claims<'a, S> {
     pub fn find(&self, request: &Claim) -> Result<u32, Refused> {
         let known = claim_flag::LSI | claim_flag::MSI;
         if request.flags & !known != 0 || request.flags == known {
-            return Err(Refused::Value(format!("claim flags {:#x} are not defined", request.flags)));
+            return Err(Refused::Value(format!(
+                "claim flags {:#x} are not defined",
+                request.flags
+            )));
         }
         if request.count == 0 {
             return Err(Refused::Value("a claim of no numbers".into()));
         }
-        if request.first == ANY { self.find_any(request) } else { self.find_fixed(request) }
+        if request.first == ANY {
+            self.find_any(request)
+        } else {
+            self.find_fixed(request)
+        }
     }
 
     fn check_range(&self, first: u32, count: u32) -> Result<(), Refused> {
         let end = u64::from(first) + u64::from(count);
         // The IPI numbers below the XICS base belong to the machine.
         if first < self.machine.xics_base || end > u64::from(self.machine.sources) {
-            return Err(Refused::SourceRange { first, last: end.saturating_sub(1) });
+            return Err(Refused::SourceRange {
+                first,
+                last: end.saturating_sub(1),
+            });
         }
         Ok(())
     }
@@ -99,7 +111,10 @@ impl<'a, S: TableStorage> Claims<'a, S> {
 
     fn find_any(&self, request: &Claim) -> Result<u32, Refused> {
         if !request.align.is_power_of_two() {
-            return Err(Refused::Value(format!("alignment {} is no power of two", request.align)));
+            return Err(Refused::Value(format!(
+                "alignment {} is no power of two",
+                request.align
+            )));
         }
         if request.low >= request.high {
             return Err(Refused::Value("an empty range".into()));
@@ -107,9 +122,10 @@ impl<'a, S: TableStorage> Claims<'a, S> {
         self.check_range(request.low, request.high - request.low)?;
         let none = Refused::NoSpace(request.count);
         let mut first = request.low;
-        loop {
-            let Some(aligned) = first.checked_next_multiple_of(request.align) else { break };
-            let Some(end) = aligned.checked_add(request.count) else { break };
+        while let Some(aligned) = first.checked_next_multiple_of(request.align) {
+            let Some(end) = aligned.checked_add(request.count) else {
+                break;
+            };
             if end > request.high {
                 break;
             }
@@ -174,7 +190,14 @@ mod tests {
     use super::*;
 
     fn any(count: u32, align: u32) -> Claim {
-        Claim { first: ANY, count, align, flags: claim_flag::MSI, low: 0x1300, high: 0x2000 }
+        Claim {
+            first: ANY,
+            count,
+            align,
+            flags: claim_flag::MSI,
+            low: 0x1300,
+            high: 0x2000,
+        }
     }
 
     fn machine() -> Machine {
@@ -199,7 +222,10 @@ mod tests {
     fn a_full_or_too_small_range_has_no_space() {
         let (storage, machine) = (storage(), machine());
         let claims = Claims::new(&storage, &machine);
-        assert!(matches!(claims.find(&any(0xd01, 1)), Err(Refused::NoSpace(0xd01))));
+        assert!(matches!(
+            claims.find(&any(0xd01, 1)),
+            Err(Refused::NoSpace(0xd01))
+        ));
         claims.mark(0x1300, 0xd00, claim_flag::MSI);
         assert!(matches!(claims.find(&any(1, 1)), Err(Refused::NoSpace(1))));
     }
@@ -208,9 +234,25 @@ mod tests {
     fn numbers_outside_the_machine_are_refused() {
         let (storage, machine) = (storage(), machine());
         let claims = Claims::new(&storage, &machine);
-        for (first, count) in [(0, 1), (0xfff, 2), (0x1fff, 2), (0x1000, u32::MAX), (0x2000, 1)] {
-            let fixed = Claim { first, count, align: 1, flags: 0, low: 0, high: 0 };
-            assert!(matches!(claims.find(&fixed), Err(Refused::SourceRange { .. })), "{first:x}");
+        for (first, count) in [
+            (0, 1),
+            (0xfff, 2),
+            (0x1fff, 2),
+            (0x1000, u32::MAX),
+            (0x2000, 1),
+        ] {
+            let fixed = Claim {
+                first,
+                count,
+                align: 1,
+                flags: 0,
+                low: 0,
+                high: 0,
+            };
+            assert!(
+                matches!(claims.find(&fixed), Err(Refused::SourceRange { .. })),
+                "{first:x}"
+            );
         }
     }
 

@@ -3,14 +3,15 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::mapped::OwnedStorage;
 use papr_intc_protocol::layout::words::journal;
-use papr_intc_protocol::layout::{AtomicWord, Table, TableStorage};
+use papr_intc_protocol::layout::{Table, TableStorage};
 use papr_intc_protocol::plane::{Host, LockOwner};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::QueueMemory;
 
@@ -19,14 +20,19 @@ pub struct DaemonHost<M> {
     ram: M,
     storage: Arc<OwnedStorage>,
     generation: u16,
-    kicks: RefCell<HashMap<u32, EventFd>>,
+    kicks: RefCell<HashMap<u32, File>>,
 }
 
 impl<M> DaemonHost<M> {
     /// `generation` is the header's; its low 16 bits, never 0, name our END locks.
     pub fn new(ram: M, storage: Arc<OwnedStorage>, generation: u64) -> Self {
         let generation = lock_generation(generation);
-        Self { ram, storage, generation, kicks: RefCell::default() }
+        Self {
+            ram,
+            storage,
+            generation,
+            kicks: RefCell::default(),
+        }
     }
 
     /// Guest memory.
@@ -35,7 +41,7 @@ impl<M> DaemonHost<M> {
     }
 
     /// The eventfd of a vCPU, or none from now on.
-    pub fn set_kick(&self, server: u32, kick: Option<EventFd>) {
+    pub fn set_kick(&self, server: u32, kick: Option<File>) {
         match kick {
             Some(kick) => self.kicks.borrow_mut().insert(server, kick),
             None => self.kicks.borrow_mut().remove(&server),
@@ -54,14 +60,17 @@ impl<M: QueueMemory> Host for DaemonHost<M> {
     }
 
     fn kick(&self, server: u32) {
-        if let Some(kick) = self.kicks.borrow().get(&server) {
+        if let Some(mut kick) = self.kicks.borrow().get(&server) {
             // EAGAIN: the counter is full, so the vCPU has been told already.
-            let _ = kick.write(1);
+            let _ = kick.write(&1u64.to_ne_bytes());
         }
     }
 
     fn lock_owner(&self) -> LockOwner {
-        LockOwner::Daemon { generation: self.generation, worker: 0 }
+        LockOwner::Daemon {
+            generation: self.generation,
+            worker: 0,
+        }
     }
 
     fn is_dead(&self, generation: u16) -> bool {
@@ -72,7 +81,9 @@ impl<M: QueueMemory> Host for DaemonHost<M> {
     fn journal(&self, token: u32, victim: u32) {
         let line = u64::from(token) | u64::from(victim) << 24;
         // Release: program order is what a kill cuts; the reader learns of our death by the kernel.
-        self.storage.table_word(Table::Journal(journal::XICS)).store(line, Ordering::Release);
+        self.storage
+            .table_word(Table::Journal(journal::XICS))
+            .store(line, Ordering::Release);
     }
 }
 

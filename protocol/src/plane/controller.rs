@@ -297,7 +297,10 @@ impl<S: Storage, H: Host> Plane<S, H> {
 
     /// A guest's store in the ESB space. Ignored while XICS is active.
     pub fn esb_store(&self, epoch: u32, offset: u64, size: u8, value: u64) -> Outcome<()> {
-        self.guest(epoch, |c| Some(dispatch::esb_store(c, offset, size, value)))
+        self.guest(epoch, |c| {
+            dispatch::esb_store(c, offset, size, value);
+            Some(())
+        })
     }
 
     /// A load of vCPU `server` at `offset` of the TIMA space. 0 while XICS is active.
@@ -317,7 +320,8 @@ impl<S: Storage, H: Host> Plane<S, H> {
         value: u64,
     ) -> Outcome<()> {
         self.guest(epoch, |c| {
-            Some(dispatch::tima_store(c, server, offset, size, value))
+            dispatch::tima_store(c, server, offset, size, value);
+            Some(())
         })
     }
 

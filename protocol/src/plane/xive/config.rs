@@ -207,7 +207,8 @@ impl<S: TableStorage, H: Host> Xive<'_, S, H> {
         });
     }
 
-    /// Machine reset of a source, at a closed gate: off, not asserted; its EAS masked if it is claimed, else 0.
+    /// Machine reset of a source, at a latched gate: off; its EAS masked if it is claimed, else 0.
+    /// Levels belong to the machine and stay, as does what devices latch meanwhile.
     pub fn reset_source(&self, lisn: u32) {
         let eas = match self.eas(lisn) & eas::VALID {
             0 => 0,
@@ -217,9 +218,9 @@ impl<S: TableStorage, H: Host> Xive<'_, S, H> {
         self.storage
             .table_word(Table::Eas(lisn))
             .store(eas, Ordering::Release);
-        self.storage
-            .page(Page::Source(lisn))
-            .store(source::RESET, Ordering::Release);
+        Self::update(self.storage.page(Page::Source(lisn)), |w| {
+            source::RESET | w & (source::ASSERTED | source::LATCHED)
+        });
     }
 
     /// Machine reset of an END, at a closed gate.
