@@ -7,6 +7,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use papr_intc_protocol::wire::{REPLAY, Request};
 
@@ -96,7 +97,7 @@ impl Channel {
             state: Mutex::new(State {
                 link: Link::Absent,
                 busy: false,
-                last_seq: 0,
+                last_seq: first_seq(),
             }),
             changed: Condvar::new(),
             report,
@@ -257,6 +258,14 @@ impl Channel {
         drop(state);
         self.changed.notify_all();
     }
+}
+
+/// Where a channel's numbers begin: above those of every earlier channel for the same vCPU, of this VMM
+/// or of one before it. The daemon keeps the last reply of each channel by number, and a replay must
+/// not find the reply of somebody else.
+fn first_seq() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| d.as_nanos() as u64)
 }
 
 fn number(state: &mut State) -> u64 {

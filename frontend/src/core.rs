@@ -53,7 +53,7 @@ pub(crate) struct Mapped {
 
 /// What the next daemon has to be told, beside the vCPUs.
 pub(crate) struct Topology {
-    /// Who executes; when the pages are mapped, the header says it better.
+    /// Who is to execute: what the next START says.
     pub executor: Executor,
     /// Who reads the irqfds, from the moment they were handed over.
     pub irqfds_at: Executor,
@@ -149,7 +149,7 @@ impl Core {
     /// A machine-wide operation is under way, or the daemon died in one. Nothing signals its end (the
     /// gate is a word that the daemon stores), so the thread looks again, less and less often.
     #[cold]
-    fn wait_for_gate(&self, waits: &mut u32) -> Result<(), Error> {
+    pub fn wait_for_gate(&self, waits: &mut u32) -> Result<(), Error> {
         if let Some(error) = self.main.shut_error() {
             return Err(error);
         }
@@ -223,13 +223,8 @@ impl Core {
         }
     }
 
-    /// All daemons so far are dead, of which the last was of `generation` or of what the header says.
-    pub fn bury(&self, generation: u64) {
-        let in_header = self
-            .mapped
-            .get()
-            .map_or(0, |m| shm::generation(m.plane.storage()));
-        let dead = generation.max(in_header);
+    /// All daemons are dead up to the generation that the header has now.
+    pub fn bury(&self, dead: u64) {
         // Relaxed: see `FrontHost::is_dead`.
         self.dead.fetch_max(dead, Ordering::Relaxed);
         if let Some(mapped) = self.mapped.get() {

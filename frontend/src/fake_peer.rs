@@ -19,7 +19,6 @@ pub(crate) struct Got {
     pub code: u32,
     pub head: RequestHead,
     pub payload: Vec<u8>,
-    pub fds: usize,
 }
 
 impl FakePeer {
@@ -60,13 +59,12 @@ impl FakePeer {
 
     /// The next PAPR request.
     pub fn request(&mut self) -> Option<Got> {
-        let (code, body, fds) = self.raw()?;
+        let (code, body, _) = self.raw()?;
         let (head, payload) = split_request(&body).unwrap();
         Some(Got {
             code,
             head,
             payload: payload.to_vec(),
-            fds,
         })
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use papr_intc_protocol::layout::header::{Executor, Gate};
+use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::wire::handshake::{
     GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, verdict,
 };
@@ -62,17 +62,15 @@ pub(crate) fn run(
         topology.executor = Executor::Daemon;
         topology.irqfds_at = Executor::Daemon;
         core.intake.pause();
-    } else {
-        shake.settle_executor(topology)?;
     }
     let channels = shake.vcpus()?;
     if topology.irqfds_at == Executor::Daemon {
         let irqfds = core.intake.irqfds();
-        send_irqfds(&irqfds, |request, fds| shake.ask(request, fds).map(|_| ()))?;
+        shake.irqfds(&irqfds)?;
     }
     let counts = shake.start(topology.executor)?;
     Ok(Established {
-        generation: topology.shm.as_ref().map_or(0, |shm| shm.generation),
+        generation: topology.shm.as_ref().map_or(0, Shm::generation),
         channels,
         counts,
     })
@@ -148,7 +146,7 @@ impl Handshake<'_> {
             plane_abi: if maps { PLANE_ABI } else { 0 },
             zero: 0,
             features: 0,
-            generation: topology.shm.as_ref().map_or(0, |shm| shm.generation),
+            generation: topology.shm.as_ref().map_or(0, Shm::generation),
             name: Text(self.core.options.name.clone()),
         };
         let (hello, _) = self.ask(&request, &[])?;
@@ -188,10 +186,8 @@ impl Handshake<'_> {
 
     /// The first daemon hands out the memory; every later one is handed it.
     fn memory(&self, topology: &mut Topology) -> Result<(), Error> {
-        if let Some(shm) = &mut topology.shm {
-            let (taken, _) = self.ask(&shm.request(), &[shm.memfd.as_fd()])?;
-            shm.generation = taken.generation;
-            return Ok(());
+        if let Some(shm) = &topology.shm {
+            return self.ask(&shm.request(), &[shm.memfd.as_fd()]).map(|_| ());
         }
         let (info, fds) = self.ask(&GetShm {}, &[])?;
         let shm = topology
@@ -199,17 +195,6 @@ impl Handshake<'_> {
             .insert(Shm::accept(&info, fds, &self.core.geometry)?);
         if topology.executor == Executor::FrontEnd {
             self.core.ensure_mapped(shm)?;
-        }
-        Ok(())
-    }
-
-    /// Who was the executor, if the last daemon died while it changed.
-    fn settle_executor(&self, topology: &mut Topology) -> Result<(), Error> {
-        if let Some(mapped) = self.core.mapped.get() {
-            let state = mapped.plane.state();
-            if state.gate != Gate::Closed {
-                topology.executor = state.executor;
-            }
         }
         Ok(())
     }
@@ -228,6 +213,25 @@ impl Handshake<'_> {
             Ok((vcpu, Arc::new(Connection::new(ours))))
         };
         vcpus.into_iter().map(open).collect()
+    }
+
+    /// SET_IRQFDS. A source that was freed while its irqfd was in place must not keep a daemon from
+    /// serving all the others.
+    fn irqfds(&self, irqfds: &[(u32, Arc<Event>)]) -> Result<(), Error> {
+        let send = |batch: &[(u32, Arc<Event>)]| {
+            send_irqfds(batch, |request, fds| self.ask(request, fds).map(|_| ()))
+        };
+        match send(irqfds) {
+            Err(Error::Refused { .. }) => {}
+            other => return other,
+        }
+        for one in irqfds.chunks(1) {
+            match send(one) {
+                Err(e @ Error::Refused { .. }) => log::warn!("an irqfd is left out: {e}"),
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     fn start(&self, by: Executor) -> Result<StartReply, Error> {

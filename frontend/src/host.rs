@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn kicks_wait_for_the_end_of_the_transition_and_come_once() {
         let (host, kicked) = host();
-        [3, 5, 3].map(|s| host.kick(s));
+        [3, 5, 3].into_iter().for_each(|s| host.kick(s));
         assert!(kicked.lock().unwrap().is_empty());
         host.deliver();
         host.deliver();

@@ -11,7 +11,7 @@ use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::wire::guest::GetFdt;
 use papr_intc_protocol::wire::handshake::{Query, executor};
-use papr_intc_protocol::wire::machine::{MachineReset, Quiesce, Resume, ResumeReply, reset_flag};
+use papr_intc_protocol::wire::machine::{MachineReset, Quiesce, Resume, reset_flag};
 use papr_intc_protocol::wire::source::{Claim, ClearIrqfds, Free, Sync};
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
 use papr_intc_protocol::wire::{MAX_FDS, Request};
@@ -27,6 +27,7 @@ use crate::guest_ram::GuestRam;
 use crate::handshake::{channel_request, executor_code, irqfd_item, send_irqfds};
 use crate::host::Kick;
 use crate::process::Launcher;
+use crate::shm::Shm;
 use crate::source::Source;
 use crate::supervisor;
 use crate::sync::{lock, write};
@@ -40,6 +41,8 @@ pub struct Intc(Arc<Handle>);
 struct Handle {
     core: Arc<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// One quiesce or resume at a time.
+    quiescing: Mutex<()>,
 }
 
 impl Drop for Handle {
@@ -89,6 +92,7 @@ impl Intc {
         let handle = Arc::new(Handle {
             core: Arc::clone(&core),
             threads: Mutex::new(vec![watch]),
+            quiescing: Mutex::new(()),
         });
         let io = spawn("papr-intc-io", move || core.intake.run(&*core))?;
         lock(&handle.threads).push(io);
@@ -235,58 +239,91 @@ impl Intc {
         Ok(())
     }
 
-    /// Stops transitions; triggers and levels are recorded from now on. Nests.
+    /// Stops transitions; triggers and levels are recorded from now on, calls of the guest wait. Nests.
+    ///
+    /// # Errors
+    /// ETIMEDOUT after `deadline`; then everything goes on as before.
     pub fn quiesce(&self, deadline: Duration) -> Result<(), Error> {
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-        self.ask(&Quiesce {
-            deadline_ms,
-            zero: 0,
-        })
-        .map(|_| ())
+        let _one = lock(&self.0.quiescing);
+        let depth = self.quiesce_depth();
+        self.reach_depth(
+            depth + 1,
+            &Quiesce {
+                deadline_ms,
+                zero: 0,
+            },
+        )
     }
 
     /// Undoes one quiesce; the last one replays what was recorded, under `by` as executor if given:
     /// mapped and remote mode change here, irqfds included.
     pub fn resume(&self, by: Option<Executor>) -> Result<(), Error> {
-        let core = self.core();
-        let before = lock(&core.topology).irqfds_at;
-        if let Some(by) = by {
-            self.prepare(by)?;
+        let _one = lock(&self.0.quiescing);
+        let depth = match self.quiesce_depth() {
+            0 => return Err(Error::Invalid("resume without quiesce".to_owned())),
+            depth => depth - 1,
+        };
+        if by.is_some() && depth > 0 {
+            let what = "only the last resume can change the executor";
+            return Err(Error::Invalid(what.to_owned()));
         }
-        let code = by.map_or(executor::KEEP, executor_code);
-        let resumed = self.ask(&Resume {
-            executor: code,
-            zero: 0,
-        });
-        match (&resumed, by) {
-            (Ok(ResumeReply { .. }), Some(by)) => {
-                lock(&core.topology).executor = by;
-                self.settle(by)?;
-            }
-            (Err(_), Some(_)) => {
+        let before = lock(&self.core().topology).executor;
+        let after = by.unwrap_or(before);
+        self.hand_over(after)?;
+        let resumed = self.reach_depth(
+            depth,
+            &Resume {
+                executor: by.map_or(executor::KEEP, executor_code),
+                zero: 0,
+            },
+        );
+        let settled = match &resumed {
+            Ok(()) => after,
+            Err(_) => {
                 // As if nothing had been asked.
-                self.prepare(before)?;
-                self.settle(before)?;
+                self.hand_over(before)?;
+                before
             }
-            (_, None) => {}
+        };
+        if settled == Executor::FrontEnd {
+            self.core().intake.unpause()?;
         }
-        resumed?;
-        core.kick_all();
-        Ok(())
+        self.core().kick_all();
+        resumed
     }
 
-    /// Before the executor is `by`: the pages are mapped, the irqfds are not read by the other side.
-    fn prepare(&self, by: Executor) -> Result<(), Error> {
+    fn quiesce_depth(&self) -> u64 {
+        let topology = lock(&self.core().topology);
+        topology.shm.as_ref().map_or(0, Shm::quiesce_depth)
+    }
+
+    /// Sends QUIESCE or RESUME until the header has the depth that it leads to. A daemon that died with
+    /// the request may have executed it: the header tells, and another run would count twice.
+    fn reach_depth<R: Request>(&self, depth: u64, request: &R) -> Result<(), Error> {
+        in_one_session(self.core(), |topology| {
+            let now = topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
+            if now == depth {
+                return Ok(());
+            }
+            self.core().ask_session(request, &[]).map(|_| ())
+        })
+    }
+
+    /// Before the executor is `to`: the pages are mapped, and the other side does not read the irqfds.
+    fn hand_over(&self, to: Executor) -> Result<(), Error> {
         let core = self.core();
-        if by == Executor::Daemon {
+        if to == Executor::Daemon {
             core.intake.pause();
         } else if let Some(shm) = &lock(&core.topology).shm {
             core.ensure_mapped(shm)?;
         }
         in_one_session(core, |topology| {
-            if topology.irqfds_at != by {
-                self.move_irqfds(by)?;
-                topology.irqfds_at = by;
+            // From here on a new daemon is started so. The gate is latched: nobody executes yet.
+            topology.executor = to;
+            if topology.irqfds_at != to {
+                self.move_irqfds(to)?;
+                topology.irqfds_at = to;
             }
             Ok(())
         })
@@ -305,14 +342,6 @@ impl Intc {
             core.ask_session(&ClearIrqfds { items }, &[])?;
         }
         Ok(())
-    }
-
-    /// After the executor is `by`: the front-end reads the irqfds if it is the one.
-    fn settle(&self, by: Executor) -> Result<(), Error> {
-        match by {
-            Executor::FrontEnd => self.core().intake.unpause(),
-            Executor::Daemon => Ok(()),
-        }
     }
 
     /// From now on every count of `fd` triggers the source. Replaces what the source had. `fd` is

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use papr_intc_protocol::LAYOUT_VERSION;
 use papr_intc_protocol::layout::header::{self, word};
 use papr_intc_protocol::layout::mapped::MappedStorage;
-use papr_intc_protocol::layout::{Geometry, Machine, Storage, Table};
+use papr_intc_protocol::layout::{Geometry, Machine, Table};
 use papr_intc_protocol::wire::handshake::{SetShm, ShmInfo};
 
 use crate::error::Error;
@@ -19,8 +19,7 @@ pub(crate) struct Shm {
     pub memfd: File,
     /// Bytes.
     pub size: u64,
-    /// Of the last daemon that took it.
-    pub generation: u64,
+    geometry: Geometry,
 }
 
 impl Shm {
@@ -51,7 +50,7 @@ impl Shm {
         Ok(Self {
             memfd,
             size,
-            generation: info.generation,
+            geometry: *geometry,
         })
     }
 
@@ -60,9 +59,32 @@ impl Shm {
         SetShm {
             layout: u32::from(LAYOUT_VERSION),
             zero: 0,
-            generation: self.generation,
+            generation: self.generation(),
             size: self.size,
         }
+    }
+
+    /// A header word, mapped or not; 0 if it cannot be read.
+    fn header(&self, w: u32) -> u64 {
+        let mut bytes = [0; 8];
+        let at = self.geometry.table_offset(Table::Header(w));
+        match self.memfd.read_exact_at(&mut bytes, at) {
+            Ok(()) => u64::from_ne_bytes(bytes),
+            Err(e) => {
+                log::error!("reading the shared memory's header: {e}");
+                0
+            }
+        }
+    }
+
+    /// Generation of the last daemon that took it, even if that one died before it could say so.
+    pub fn generation(&self) -> u64 {
+        self.header(word::GENERATION)
+    }
+
+    /// QUIESCEs open.
+    pub fn quiesce_depth(&self) -> u64 {
+        self.header(word::QUIESCE_DEPTH)
     }
 }
 
@@ -82,12 +104,6 @@ pub(crate) fn map(
             None => Ok(storage),
         },
     }
-}
-
-/// The generation in the header.
-pub(crate) fn generation<S: Storage>(storage: &S) -> u64 {
-    // Acquire pairs with the daemon's Release store; it is dead or has answered since.
-    storage.table(Table::Header(word::GENERATION), Ordering::Acquire)
 }
 
 #[cfg(test)]

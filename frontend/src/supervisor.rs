@@ -37,7 +37,6 @@ const GIVE_UP_AFTER: u32 = 6;
 /// A daemon that serves.
 pub(crate) struct Session {
     number: u64,
-    generation: u64,
     process: Process,
     connection: Arc<Connection>,
     since: Instant,
@@ -67,16 +66,15 @@ fn try_start(core: &Core, launcher: &Launcher, number: u64) -> Result<Session, F
     // Only duplicating a descriptor can fail, and there is none.
     let _ = core.signals.handshake(None);
     match result {
-        Ok(generation) => Ok(Session {
+        Ok(()) => Ok(Session {
             number,
-            generation,
             process,
             connection,
             since: Instant::now(),
         }),
         Err(error) => {
             connection.close();
-            let ended = fence(core, &mut process, 0);
+            let ended = fence(core, &mut process);
             Err(Failed {
                 error,
                 killed: ended.killed,
@@ -85,7 +83,7 @@ fn try_start(core: &Core, launcher: &Launcher, number: u64) -> Result<Session, F
     }
 }
 
-fn shake_hands(core: &Core, connection: &Arc<Connection>, number: u64) -> Result<u64, Error> {
+fn shake_hands(core: &Core, connection: &Arc<Connection>, number: u64) -> Result<(), Error> {
     connection.set_deadline(Some(HANDSHAKE_LIMIT))?;
     let mut topology = lock(&core.topology);
     let established = handshake::run(core, &mut topology, connection)?;
@@ -104,14 +102,17 @@ fn shake_hands(core: &Core, connection: &Arc<Connection>, number: u64) -> Result
         counts.resignalled,
         counts.in_doubt
     );
-    Ok(established.generation)
+    Ok(())
 }
 
 /// Makes certain that the daemon is dead, and known to be.
-fn fence(core: &Core, process: &mut Process, generation: u64) -> Ended {
+fn fence(core: &Core, process: &mut Process) -> Ended {
     let ended = process.fence();
     core.signals.pid.store(0, Ordering::Relaxed);
-    core.bury(generation);
+    if let Some(shm) = &lock(&core.topology).shm {
+        // Whoever took the memory last, even if its answer never came.
+        core.bury(shm.generation());
+    }
     ended
 }
 
@@ -125,7 +126,7 @@ pub(crate) fn run(core: &Core, launcher: &Launcher, mut session: Session) {
         }
         let away_since = Instant::now();
         core.all_down();
-        let ended = fence(core, &mut session.process, session.generation);
+        let ended = fence(core, &mut session.process);
         log::warn!("papr-intc is absent: {reason}; {}", ended.how);
         core.kick_all();
         delay = if session.since.elapsed() >= SETTLED {
@@ -243,6 +244,6 @@ fn finish(core: &Core, mut session: Session) {
         let limit = GOODBYE_LIMIT.as_millis() as u16;
         session.process.has_ended(PollTimeout::from(limit));
     }
-    let ended = fence(core, &mut session.process, session.generation);
+    let ended = fence(core, &mut session.process);
     log::info!("papr-intc is shut down: {}", ended.how);
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use papr_intc_protocol::papr::codes::{RtasCall, opcode};
 use papr_intc_protocol::wire::guest::{Cas, CasReply, Hcall, Mmio, Rtas, space};
 use papr_intc_protocol::wire::vcpu::{Line, VcpuLine, VcpuReset};
@@ -151,15 +152,26 @@ impl Vcpu {
         }
     }
 
-    /// Sends on this vCPU's channel; `line` finds the sample in the reply.
+    /// Sends a guest's call on this vCPU's channel; `line` finds the sample in the reply. The daemon
+    /// refuses such calls with EBUSY while the machine is quiesced: the vCPU waits, as in mapped mode.
     fn send<R: Request>(
         &self,
         request: &R,
         line: impl Fn(&R::Reply) -> Line,
     ) -> Result<R::Reply, Error> {
-        let answer = self.state.channel.send(Patience::Persist, request, &[])?;
-        lock(&self.state.line).take(answer.session, line(&answer.reply));
-        Ok(answer.reply)
+        let mut waits = 0;
+        loop {
+            match self.state.channel.send(Patience::Persist, request, &[]) {
+                Ok(answer) => {
+                    lock(&self.state.line).take(answer.session, line(&answer.reply));
+                    return Ok(answer.reply);
+                }
+                Err(Error::Refused { errno, .. }) if errno == Errno::EBUSY as i32 => {
+                    self.core().wait_for_gate(&mut waits)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// A hypercall: `args` are r4 to r12 and changed as the call says; r3 comes back. An opcode that is

@@ -198,17 +198,18 @@ fn requests_of_many_threads_are_outstanding_one_at_a_time_in_rising_order() {
     let (channel, _reports) = channel();
     let mut peer = connect(&channel, 1);
     let daemon = thread::spawn(move || {
-        let mut last = 0;
+        let (mut last, mut served) = (0, 0);
         while let Some(got) = peer.request() {
             assert!(got.head.seq > last);
             last = got.head.seq;
+            served += 1;
             peer.stream.set_nonblocking(true).unwrap();
             let more = std::io::Read::read(&mut peer.stream, &mut [0]);
             assert!(more.is_err(), "two requests are outstanding");
             peer.stream.set_nonblocking(false).unwrap();
             peer.reply::<Claim>(got.head.seq, &claimed());
         }
-        last
+        served
     });
     let done = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -223,4 +224,12 @@ fn requests_of_many_threads_are_outstanding_one_at_a_time_in_rising_order() {
     });
     channel.shut(Shut::ShutDown);
     assert_eq!(daemon.join().unwrap(), done.into_inner());
+}
+
+#[test]
+fn numbers_of_a_later_channel_are_above_those_of_an_earlier_one() {
+    let (first, _reports) = channel();
+    let used = (0..10).map(|_| first.next_seq()).last().unwrap();
+    let (second, _reports) = channel();
+    assert!(second.next_seq() > used);
 }
