@@ -28,8 +28,10 @@ fn two(name: &str, op: fn()) -> Scenario {
 }
 
 fn lock(key: Key) {
+    let mut spins = 0;
     while word(key).swap(1, Relaxed) != 0 {
-        Memory.relax(0);
+        Memory.relax(spins);
+        spins += 1;
     }
 }
 
@@ -57,6 +59,26 @@ fn a_lock_makes_it_right() {
         let n = word(COUNT).load(Relaxed);
         word(COUNT).store(n + 1, Relaxed);
         word(A).store(0, Relaxed);
+    })
+    .explore();
+}
+
+#[test]
+fn a_wait_that_loads_and_then_swaps_sees_a_word_that_moved_on() {
+    // The load is stale when the CAS fails: waiting must go back to the load.
+    two("load and compare", || {
+        let mut spins = 0;
+        loop {
+            let n = word(COUNT).load(Relaxed);
+            if word(COUNT)
+                .compare_exchange(n, n + 1, Relaxed, Relaxed)
+                .is_ok()
+            {
+                return;
+            }
+            Memory.relax(spins);
+            spins += 1;
+        }
     })
     .explore();
 }

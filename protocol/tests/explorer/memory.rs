@@ -67,8 +67,8 @@ pub struct Cx;
 pub(super) enum Stop {
     /// At the access after the one that the step made.
     Access,
-    /// It waits.
-    Blocked,
+    /// It looked, and goes on waiting.
+    Again,
 }
 
 /// What is under way on this (real) thread.
@@ -86,6 +86,9 @@ pub(super) struct Run {
     pub(super) start: usize,
     /// The step's access: whether it changed anything.
     pub(super) fresh: Option<bool>,
+    /// Where in the history the wait under way began its round, and whether it changed memory since.
+    pub(super) mark: usize,
+    pub(super) dirty: bool,
     pub(super) pauses: u32,
     pub(super) ghost: Ghost,
     pub(super) locals: [u64; LOCALS],
@@ -166,6 +169,7 @@ impl Word {
             run.history.push(old);
             run.at += 1;
             run.fresh = Some(new != old);
+            run.dirty |= new != old;
             if new != old {
                 run.changes.push(Change {
                     thread: run.thread,
@@ -234,14 +238,24 @@ impl Storage for Memory {
         word(Key::Table(at)).load(order)
     }
     fn fence(&self) {}
-    fn relax(&self, _: u32) {
-        let blocked = RUN.with_borrow_mut(|run| {
+    /// `spins` is 0 in the first round of a wait, as the plane counts.
+    fn relax(&self, spins: u32) {
+        let again = RUN.with_borrow_mut(|run| {
             run.pauses += 1;
             assert!(run.pauses < 10_000, "a wait that looks at no variable");
-            run.stepping && run.fresh == Some(false)
+            if !run.stepping || run.fresh.is_none() {
+                return false; // setup, or a replay of a round that counted
+            }
+            if spins == 0 || run.dirty {
+                run.mark = run.at;
+                run.dirty = false;
+                return false;
+            }
+            true
         });
-        if blocked {
-            resume_unwind(Box::new(Stop::Blocked));
+        if again {
+            // A round that only looked is as if it had not been: back to where it began.
+            resume_unwind(Box::new(Stop::Again));
         }
     }
 }
@@ -271,8 +285,10 @@ impl Cx {
     }
     /// Waits until `done` holds; it makes one access or more.
     pub fn wait(&self, done: impl Fn() -> bool) {
+        let mut spins = 0;
         while !done() {
-            Memory.relax(0);
+            Memory.relax(spins);
+            spins += 1;
         }
     }
 }

@@ -25,9 +25,10 @@
 //!   through [`word`]) and [`Key::User`] (whatever else threads share: lines, kicks, device data).
 //!   `tables` words are constants, and no scheduling points, unless declared with `var`; a store to a
 //!   constant is a violation. `Page`, `Ram` and `User` words are variables unless `fix`ed.
-//! * Waiting: `storage.relax()` after an access that changed nothing blocks the thread until that
-//!   access would see another value. A loop that waits must call it; a loop that never ends must end
-//!   its rounds by `Then::Repeat`, so that the history does not grow.
+//! * Waiting: a loop that waits must call `storage.relax(spins)` in each round, counting from 0, or
+//!   `cx.wait`. From the second round on, a round that changed nothing is forgotten; a thread whose
+//!   round would end where it began is blocked. A loop that never ends must end its rounds by
+//!   `Then::Repeat`, so that the history does not grow.
 //! * An unfinished `background` thread may be blocked at rest; any other is a deadlock. A state from
 //!   which no rest can be reached is a livelock. Both are violations, like panics and failed checks.
 //! * `cx.local(i)`, `cx.set_local(i, v)`: values that outlive an operation. `cx.ghost(|g| …)`: counts
@@ -42,7 +43,7 @@ mod memory;
 mod search;
 mod state;
 
-pub use memory::{Change, Cx, Ghost, Key, Memory, Then, word};
+pub use memory::{Change, Cx, Ghost, Key, Memory, Then, Word, word};
 pub use search::Report; // what `explore` returns
 pub use state::Snapshot;
 

@@ -49,6 +49,8 @@ impl Scenario {
             op: (!t.operations.is_empty()).then_some(0),
             stopped: false,
             history: Vec::new(),
+            mark: 0,
+            dirty: false,
             locals: [0; LOCALS],
         };
         State {
@@ -74,6 +76,8 @@ impl Scenario {
             run.start = at.history.len();
             run.fresh = None;
             run.pauses = 0;
+            run.mark = at.mark;
+            run.dirty = at.dirty;
             run.ghost = state.ghost;
             run.locals = at.locals;
             run.changes.clear();
@@ -108,15 +112,24 @@ impl Scenario {
                         Then::Finish => None,
                     };
                     thread.history = Vec::new();
+                    (thread.mark, thread.dirty) = (0, false);
                     thread.locals = run.locals;
                     Stepped::To(next)
                 }
                 Err(payload) => match payload.downcast_ref::<Stop>() {
                     Some(Stop::Access) => {
                         thread.history.clone_from(&run.history);
+                        (thread.mark, thread.dirty) = (run.mark, run.dirty);
                         Stepped::To(next)
                     }
-                    Some(Stop::Blocked) => Stepped::Blocked,
+                    Some(Stop::Again) => {
+                        thread.history.truncate(run.mark);
+                        if *thread == state.threads[t] && next.ghost == state.ghost {
+                            Stepped::Blocked
+                        } else {
+                            Stepped::To(next)
+                        }
+                    }
                     None => Stepped::Violation(message(payload.as_ref())),
                 },
             }
@@ -134,6 +147,8 @@ impl Scenario {
             op: None,
             stopped: true,
             history: Vec::new(),
+            mark: 0,
+            dirty: false,
             locals: [0; LOCALS],
         };
         let cell = word(Key::Stopped(t as u32)).cell;

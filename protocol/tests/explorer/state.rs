@@ -28,6 +28,8 @@ pub(super) struct At {
     pub(super) op: Option<u16>,
     pub(super) stopped: bool,
     pub(super) history: Vec<u64>,
+    pub(super) mark: usize,
+    pub(super) dirty: bool,
     pub(super) locals: [u64; LOCALS],
 }
 
