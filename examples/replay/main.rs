@@ -52,7 +52,7 @@ enum Via {
 
 fn start(via: Via, shape: &Shape) -> Outcome<Box<dyn Guest>> {
     match via {
-        Via::Model => model_guest::ModelGuest::start(shape),
+        Via::Model => model_guest::ModelGuest::start(shape, model::rules::Rules::QEMU_7_2),
         Via::Mapped | Via::Remote | Via::Alternate => Err(engine::guest::GuestError(
             "not there yet: only --via model".into(),
         )),

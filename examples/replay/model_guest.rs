@@ -13,15 +13,15 @@ pub struct ModelGuest {
 }
 
 impl ModelGuest {
-    /// A machine of this shape at compat level `qemu-7.2`.
-    pub fn start(shape: &Shape) -> Outcome<Box<dyn Guest>> {
+    /// A machine of this shape with these rules.
+    pub fn start(shape: &Shape, rules: Rules) -> Outcome<Box<dyn Guest>> {
         let mut machine = Machine::new(&machine::Shape {
             ic_mode: match shape.ic_mode {
                 IcMode::Xics => machine::IcMode::Xics,
                 IcMode::Xive => machine::IcMode::Xive,
                 IcMode::Dual => machine::IcMode::Dual,
             },
-            rules: Rules::QEMU_7_2,
+            rules,
             servers: shape.servers,
             lisns: Shape::LISNS,
             xics_base: Shape::XICS_BASE,

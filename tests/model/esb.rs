@@ -48,11 +48,7 @@ impl Xive {
         match offset & 0xfff {
             0..0x800 => u64::from(self.eoi(n, mem)),
             0x800..0xc00 => u64::from(self.src[n].pq),
-            o => {
-                let old = self.src[n].pq;
-                self.src[n].pq = (o >> 8 & 3) as u8;
-                u64::from(old)
-            }
+            o => u64::from(self.set_pq(n, (o >> 8 & 3) as u8, mem)),
         }
     }
 
@@ -70,7 +66,9 @@ impl Xive {
                     self.route(n, mem);
                 }
             }
-            o => self.src[n].pq = (o >> 8 & 3) as u8,
+            o => {
+                self.set_pq(n, (o >> 8 & 3) as u8, mem);
+            }
         }
     }
 
@@ -95,7 +93,7 @@ impl Xive {
         // Readable on this page: ring bytes 0-5 and 7; byte 6 (AGE) reads 0.
         let covered = first..first + size as usize;
         let readable = (0x10..0x18).any(|b| b != 0x16 && covered.contains(&b));
-        if o & 0x800 != 0 || size < 4 || first % size as usize != 0 || !readable {
+        if o & 0x800 != 0 || size < 4 || !first.is_multiple_of(size as usize) || !readable {
             return ones(size);
         }
         self.os_bytes(server)[covered]

@@ -146,7 +146,7 @@ impl Xive {
             return Err(ret::P5);
         }
         let bytes = 1u64 << size;
-        if page % bytes != 0 || !mem.contains(page, bytes) {
+        if !page.is_multiple_of(bytes) || !mem.contains(page, bytes) {
             return Err(ret::P4);
         }
         let always = args[0] & 1 != 0;
@@ -188,7 +188,7 @@ impl Xive {
         if offset >= 0x10000 {
             return Err(ret::P3);
         }
-        if offset % 8 != 0 {
+        if !offset.is_multiple_of(8) {
             return Err(ret::HARDWARE);
         }
         if args[0] & 1 != 0 {
@@ -205,7 +205,7 @@ impl Xive {
         if self.rules.int_reset_does_nothing {
             return;
         }
-        for s in &mut self.src {
+        for s in self.src.iter_mut().filter(|s| s.valid) {
             s.unroute();
             s.pq = pq::OFF;
         }

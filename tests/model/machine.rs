@@ -194,19 +194,11 @@ impl Machine {
         }
     }
 
-    /// Tells the active controller the levels it does not know.
+    /// Tells the active controller the levels, which may have changed while it was not active.
     fn replay_levels(&mut self) {
         for lisn in 0..self.level.len() {
-            let now = self.level[lisn];
-            let known = if self.xive_active() {
-                self.xive.as_ref().is_some_and(|x| x.src[lisn].asserted)
-            } else {
-                self.xics
-                    .as_ref()
-                    .is_some_and(|x| x.index(lisn as u32).is_some_and(|n| x.src[n].asserted))
-            };
-            if self.lsi[lisn] && known != now {
-                self.set_level(lisn as u32, now);
+            if self.lsi[lisn] {
+                self.set_level(lisn as u32, self.level[lisn]);
             }
         }
     }
@@ -227,7 +219,7 @@ impl Machine {
     pub fn hcall(&mut self, server: u32, opcode: u64, mut args: [u64; 9]) -> (i64, [u64; 9]) {
         let code = match opcode {
             0x64 | 0x68 | 0x6c | 0x70 | 0x74 | 0x2fc => self.xics_call(server, opcode, &mut args),
-            0x3a8..=0x3d0 if opcode % 4 == 0 && self.cas_xive => match &mut self.xive {
+            0x3a8..=0x3d0 if opcode.is_multiple_of(4) && self.cas_xive => match &mut self.xive {
                 Some(x) => x.hcall(opcode, &mut args, &mut self.mem),
                 None => ret::FUNCTION,
             },
@@ -312,8 +304,11 @@ impl Machine {
                 xive: self.xive_active(),
             };
         }
+        let before = self.xive_active();
         self.cas_xive = xive;
-        self.replay_levels();
+        if self.xive_active() != before {
+            self.replay_levels();
+        }
         CasReply {
             ret: ret::SUCCESS,
             byte23: wanted & PLATFORM_XIVE,

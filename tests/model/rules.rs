@@ -20,7 +20,7 @@ pub struct Rules {
     pub drop_masked: bool,
     /// F-XICS-FREE (B6): the priority a freed number is left with.
     pub freed_priority: u8,
-    /// F-XICS-WRONG-MODE (B7): H_XIRR under XIVE fails, but accepts on the idle presenter first.
+    /// F-XIRR-WRONG-MODE (B7): H_XIRR under XIVE fails, but accepts on the idle presenter first.
     pub accept_in_wrong_mode: bool,
     /// F-XIVE-RESET: H_INT_RESET resets nothing.
     pub int_reset_does_nothing: bool,
@@ -37,6 +37,10 @@ pub struct Rules {
     pub source_config_from_end: bool,
     /// F-XIVE-RAW-CPPR: a 4- or 8-byte store over CPPR puts the raw byte there and presents nothing.
     pub raw_cppr: bool,
+    /// F-XIVE-LSI-EOI: an end of interrupt at PQ 11 of an LSI whose line is high forwards nothing.
+    pub lsi_eoi_forgets: bool,
+    /// F-XIVE-LSI-READY: PQ set to 00 while an LSI's line is high forwards nothing.
+    pub lsi_ready_forgets: bool,
     /// F-TRUNCATE: server numbers are cut to 32 bits and priorities to 8 before they are checked.
     pub truncate: bool,
 }
@@ -58,6 +62,8 @@ impl Rules {
         esb_only_8_bytes: true,
         source_config_from_end: true,
         raw_cppr: true,
+        lsi_eoi_forgets: true,
+        lsi_ready_forgets: true,
         truncate: true,
     };
 
@@ -74,9 +80,11 @@ impl Rules {
         inject: false,
         generation_at_bit_62: false,
         reclaim_keeps_state: false,
-        esb_only_8_bytes: true,
+        esb_only_8_bytes: false,
         source_config_from_end: true,
         raw_cppr: true,
+        lsi_eoi_forgets: false,
+        lsi_ready_forgets: false,
         truncate: true,
     };
 }

@@ -226,14 +226,10 @@ impl Xive {
         if s.valid {
             return false;
         }
-        if self.rules.reclaim_keeps_state {
-            s.lsi |= lsi;
-        } else {
-            *s = Source {
-                lsi,
-                ..Source::RESET
-            };
+        if !self.rules.reclaim_keeps_state {
+            *s = Source::RESET;
         }
+        s.lsi = lsi;
         s.valid = true;
         s.masked = true;
         true
@@ -290,22 +286,36 @@ impl Xive {
         }
     }
 
-    /// End of interrupt; true if it forwarded an event. For an asserted line the assert rule has the last
-    /// word: it sends only from PQ 00, so the event that 11 would send is not sent.
+    /// End of interrupt; true if it forwarded an event. While an LSI's line is high the assert rule comes
+    /// after, which sends from PQ 00; by QEMU's rule its word is the last, and the event that 11 would
+    /// send is not sent.
     pub fn eoi(&mut self, n: usize, mem: &mut Memory) -> bool {
         let s = &mut self.src[n];
         let (new, mut forward) = ended(s.pq);
         s.pq = new;
         if s.lsi && s.asserted {
-            forward = s.pq == pq::RESET;
-            if forward {
+            let asserts = s.pq == pq::RESET;
+            if asserts {
                 s.pq = pq::PENDING;
             }
+            forward = asserts || forward && !self.rules.lsi_eoi_forgets;
         }
         if forward {
             self.route(n, mem);
         }
         forward
+    }
+
+    /// The guest sets PQ; returns what it was.
+    pub fn set_pq(&mut self, n: usize, to: u8, mem: &mut Memory) -> u8 {
+        let s = &mut self.src[n];
+        let old = s.pq;
+        s.pq = to;
+        if s.lsi && s.asserted && to == pq::RESET && !self.rules.lsi_ready_forgets {
+            s.pq = pq::PENDING;
+            self.route(n, mem);
+        }
+        old
     }
 
     /// A forwarded event: queue entry, then notification.

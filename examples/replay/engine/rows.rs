@@ -42,6 +42,12 @@ pub const ODD: [Row; 5] = [
     },
 ];
 
+/// A mark that has no row; not accepted under `--strict`.
+pub const ODD_OTHER: Row = Row {
+    id: "F-ODD-OTHER",
+    odd: None,
+};
+
 /// The row that excuses a difference in a result marked `odd:mark`.
 pub fn odd(mark: &str) -> Option<&'static Row> {
     ODD.iter().find(|r| r.odd == Some(mark))
