@@ -19,6 +19,8 @@ const RAM: u64 = 512 << 20;
 const H_FUNCTION: i64 = -2;
 /// Largest queue whose pages are watched; Linux uses 16 (64 KiB).
 const WATCHED: u64 = 24;
+/// Bytes of a queue compared at once.
+const BLOCK: usize = 512;
 
 /// One operation with what is indented below it.
 struct Op<'a> {
@@ -131,6 +133,8 @@ struct Run {
     lines: Vec<bool>,
     /// Pages given to queues, by address, as last seen.
     queues: BTreeMap<u64, Vec<u8>>,
+    /// Where a queue is read to be compared.
+    now: Vec<u8>,
     /// Number and controllers that hold it.
     claims: BTreeMap<u32, BTreeSet<String>>,
     xive: bool,
@@ -151,6 +155,7 @@ pub fn replay(
         xive: shape.ic_mode == IcMode::Xive,
         bench: Bench::new(start(&shape).at(1)?, shape),
         queues: BTreeMap::new(),
+        now: Vec::new(),
         claims: BTreeMap::new(),
         cas_done: false,
     };
@@ -362,25 +367,31 @@ impl Run {
         }
         self.lines = lines;
         for (&page, seen) in &mut self.queues {
-            let mut now = vec![0; seen.len()];
-            self.bench.guest.mem_read(page, &mut now).at(no)?;
-            if now == *seen {
-                continue;
+            self.now.resize(seen.len(), 0);
+            self.bench.guest.mem_read(page, &mut self.now).at(no)?;
+            // Block by block first: nearly all of a queue is as it was.
+            let blocks = self.now.chunks(BLOCK).zip(seen.chunks(BLOCK)).enumerate();
+            for (b, (new, old)) in blocks.filter(|(_, (new, old))| new != old) {
+                for (i, (new, _)) in entries(new)
+                    .zip(entries(old))
+                    .enumerate()
+                    .filter(|(_, (new, old))| new != old)
+                {
+                    let address = page + (BLOCK * b + 4 * i) as u64;
+                    text += &format!(" dma {address:x} {new:08x}");
+                }
             }
-            for (i, (new, old)) in now
-                .chunks(4)
-                .zip(seen.chunks(4))
-                .enumerate()
-                .filter(|(_, (n, o))| n != o)
-            {
-                debug_assert_ne!(new, old);
-                let value = new.iter().fold(0, |v, b| v << 8 | u32::from(*b));
-                text += &format!(" dma {:x} {value:08x}", page + 4 * i as u64);
-            }
-            *seen = now;
+            seen.copy_from_slice(&self.now);
         }
         Ok(text)
     }
+}
+
+/// The big-endian words of some bytes.
+fn entries(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes
+        .chunks(4)
+        .map(|word| word.iter().fold(0, |v, b| v << 8 | u32::from(*b)))
 }
 
 fn space(op: &Op<'_>) -> Result<Space, ReplayError> {
