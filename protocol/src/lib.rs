@@ -1,1 +1,23 @@
-//! (skeleton)
+//! Everything two processes of papr-intc must agree on.
+//!
+//! | module | what it fixes |
+//! |---|---|
+//! | [`wire`] | the messages on the socket |
+//! | [`layout`] | the words in shared memory and where they are |
+//! | [`plane`] | the transitions on those words: XIVE and XICS, run by the VMM's threads or by the daemon |
+//! | [`papr`] | hcall and RTAS numbers, and the calls that any executor can run |
+//!
+//! `SPEC.md` beside this crate is the text of the same agreement. No I/O happens here, and nothing
+//! but [`layout::mapped`] knows that the words live in a memory mapping.
+
+pub mod layout;
+pub mod papr;
+pub mod plane;
+pub mod wire;
+
+/// Version of the messages (SPEC.md chapter 1). Negotiated by HELLO.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// Version of the shared-memory offsets (SPEC.md chapter 2).
+pub const LAYOUT_VERSION: u16 = 1;
+/// Version of the meaning of every shared bit and of the order of transitions (SPEC.md chapter 3).
+pub const PLANE_ABI: u16 = 1;

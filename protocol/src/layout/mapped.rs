@@ -1,0 +1,139 @@
+//! Shared words over a mapping of the memfd: the one module of this crate that owns memory.
+//!
+//! [`MappedStorage`] is the VMM's view, with `tables` mapped read-only (a guard against stray
+//! stores). [`OwnedStorage`] is the daemon's, with both zones writable.
+#![allow(unsafe_code)] // a mapping is seen as a slice of atomics; one block, argued below
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionError};
+
+use super::geometry::Geometry;
+use super::storage::{Page, Storage, Table, TableStorage, relax_thread};
+
+const PROT_READ: i32 = 1;
+const PROT_WRITE: i32 = 2;
+const MAP_SHARED: i32 = 1;
+const MAP_NORESERVE: i32 = 0x4000;
+
+/// A zone of the memfd.
+#[derive(Debug)]
+struct Zone(MmapRegion);
+
+impl Zone {
+    fn map(file: &File, offset: u64, size: u64, prot: i32) -> Result<Self, MmapRegionError> {
+        let file = file.try_clone().map_err(MmapRegionError::Mmap)?;
+        let at = FileOffset::new(file, offset);
+        MmapRegion::build(Some(at), size as usize, prot, MAP_SHARED | MAP_NORESERVE).map(Self)
+    }
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the region is mapped for as long as `self` lives and the slice borrows `self`. mmap
+        // returns page-aligned memory, so every word is aligned, and the length rounds down to whole
+        // words. All bit patterns are valid. Other processes write the same memory, which is why the
+        // elements are atomics; nothing here or elsewhere forms a plain reference into it. The memfd
+        // is sealed against shrinking by its creator and both openers check the seal, so that the
+        // pages exist. In a zone mapped read-only only `Storage::table` reads, it never stores.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.size() / 8) }
+    }
+}
+
+/// The VMM's view: `tables` read-only, `pages` writable.
+#[derive(Debug)]
+pub struct MappedStorage {
+    geometry: Geometry,
+    tables: Zone,
+    pages: Zone,
+}
+
+impl MappedStorage {
+    /// Maps both zones of `memfd`. The caller has checked its seals and that it holds
+    /// [`Geometry::size`] bytes.
+    pub fn map(memfd: &File, geometry: Geometry) -> Result<Self, MmapRegionError> {
+        Self::with(memfd, geometry, PROT_READ)
+    }
+
+    fn with(memfd: &File, geometry: Geometry, tables_prot: i32) -> Result<Self, MmapRegionError> {
+        let tables = Zone::map(memfd, 0, geometry.tables_size(), tables_prot)?;
+        let pages = Zone::map(
+            memfd,
+            geometry.tables_size(),
+            geometry.pages_size(),
+            PROT_READ | PROT_WRITE,
+        )?;
+        Ok(Self {
+            geometry,
+            tables,
+            pages,
+        })
+    }
+
+    /// The machine's offsets.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+}
+
+impl Storage for MappedStorage {
+    type Word = AtomicU64;
+    #[inline]
+    fn page(&self, at: Page) -> &AtomicU64 {
+        &self.pages.words()[(self.geometry.page_offset(at) / 8) as usize]
+    }
+    #[inline]
+    fn table(&self, at: Table, order: Ordering) -> u64 {
+        self.tables.words()[(self.geometry.table_offset(at) / 8) as usize].load(order)
+    }
+    #[inline]
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+    #[inline]
+    fn relax(&self, spins: u32) {
+        relax_thread(spins);
+    }
+}
+
+/// The daemon's view: both zones writable.
+#[derive(Debug)]
+pub struct OwnedStorage(MappedStorage);
+
+impl OwnedStorage {
+    /// As [`MappedStorage::map`].
+    pub fn map(memfd: &File, geometry: Geometry) -> Result<Self, MmapRegionError> {
+        MappedStorage::with(memfd, geometry, PROT_READ | PROT_WRITE).map(Self)
+    }
+    /// The machine's offsets.
+    pub fn geometry(&self) -> &Geometry {
+        self.0.geometry()
+    }
+}
+
+impl Storage for OwnedStorage {
+    type Word = AtomicU64;
+    #[inline]
+    fn page(&self, at: Page) -> &AtomicU64 {
+        self.0.page(at)
+    }
+    #[inline]
+    fn table(&self, at: Table, order: Ordering) -> u64 {
+        self.0.table(at, order)
+    }
+    #[inline]
+    fn fence(&self) {
+        self.0.fence();
+    }
+    #[inline]
+    fn relax(&self, spins: u32) {
+        self.0.relax(spins);
+    }
+}
+
+impl TableStorage for OwnedStorage {
+    fn table_word(&self, at: Table) -> &AtomicU64 {
+        &self.0.tables.words()[(self.0.geometry.table_offset(at) / 8) as usize]
+    }
+}

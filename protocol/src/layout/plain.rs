@@ -1,0 +1,52 @@
+//! Shared words over ordinary memory: for tests, models and tools that look at a copy.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::geometry::Geometry;
+use super::storage::{Page, Storage, Table, TableStorage, relax_thread};
+
+/// A machine's words in two vectors.
+#[derive(Debug)]
+pub struct PlainStorage {
+    geometry: Geometry,
+    tables: Vec<AtomicU64>,
+    pages: Vec<AtomicU64>,
+}
+
+impl PlainStorage {
+    /// All words zero, as in a fresh memfd.
+    pub fn new(geometry: Geometry) -> Self {
+        let zone = |bytes: u64| (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            geometry,
+            tables: zone(geometry.tables_size()),
+            pages: zone(geometry.pages_size()),
+        }
+    }
+    /// The machine's offsets.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+}
+
+impl Storage for PlainStorage {
+    type Word = AtomicU64;
+    fn page(&self, at: Page) -> &AtomicU64 {
+        &self.pages[(self.geometry.page_offset(at) / 8) as usize]
+    }
+    fn table(&self, at: Table, order: Ordering) -> u64 {
+        self.table_word(at).load(order)
+    }
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+    fn relax(&self, spins: u32) {
+        relax_thread(spins);
+    }
+}
+
+impl TableStorage for PlainStorage {
+    fn table_word(&self, at: Table) -> &AtomicU64 {
+        &self.tables[(self.geometry.table_offset(at) / 8) as usize]
+    }
+}
