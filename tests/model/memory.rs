@@ -8,6 +8,8 @@ const PAGE: u64 = 4096;
 pub struct Memory {
     pages: HashMap<u64, Vec<u8>>,
     size: u64,
+    /// Queue entries written: address and value, in order.
+    pub entries: Vec<(u64, u32)>,
 }
 
 impl Memory {
@@ -16,6 +18,7 @@ impl Memory {
         Memory {
             pages: HashMap::new(),
             size,
+            entries: Vec::new(),
         }
     }
 
@@ -58,6 +61,7 @@ impl Memory {
             return false;
         }
         self.write(gpa, &entry.to_be_bytes());
+        self.entries.push((gpa, entry));
         true
     }
 }

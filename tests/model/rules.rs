@@ -28,7 +28,7 @@ pub struct Rules {
     pub inject: bool,
     /// F-XIVE-GENERATION: H_INT_GET_QUEUE_CONFIG shows the generation at integer bit 62, not bit 1.
     pub generation_at_bit_62: bool,
-    /// F-XIVE-RECLAIM: a number claimed again keeps PQ, END and EISN of its former life.
+    /// F-RECLAIM: a number claimed again keeps PQ, END and EISN of its former life.
     pub reclaim_keeps_state: bool,
     /// F-XIVE-ESB-SIZE: only 8-byte ESB accesses work.
     pub esb_only_8_bytes: bool,

@@ -235,9 +235,10 @@ impl Xive {
         true
     }
 
-    /// Takes a number back.
+    /// Takes a number back. Its device is gone, and so is the level.
     pub fn free(&mut self, n: usize) {
         self.src[n].valid = false;
+        self.src[n].asserted = false;
     }
 
     /// A vCPU comes or goes. Its queues stay as they are.
