@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use papr_intc_protocol::layout::{AtomicWord, Machine, Storage, Table, TableStorage};
+use papr_intc_protocol::layout::{AtomicWord, Machine, Table, TableStorage};
 use papr_intc_protocol::wire::source::{ANY, Claim, claim_flag};
 
 use super::error::Refused;
@@ -122,10 +122,7 @@ impl<'a, S: TableStorage> Claims<'a, S> {
         self.check_range(request.low, request.high - request.low)?;
         let none = Refused::NoSpace(request.count);
         let mut first = request.low;
-        loop {
-            let Some(aligned) = first.checked_next_multiple_of(request.align) else {
-                break;
-            };
+        while let Some(aligned) = first.checked_next_multiple_of(request.align) {
             let Some(end) = aligned.checked_add(request.count) else {
                 break;
             };

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::mapped::OwnedStorage;
 use papr_intc_protocol::layout::words::journal;
-use papr_intc_protocol::layout::{AtomicWord as _, Table, TableStorage};
+use papr_intc_protocol::layout::{Table, TableStorage};
 use papr_intc_protocol::plane::{Host, LockOwner};
 
 use crate::memory::QueueMemory;

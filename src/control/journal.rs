@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::geometry::REPLY_WORDS;
 use papr_intc_protocol::layout::words::journal;
-use papr_intc_protocol::layout::{AtomicWord, Storage, Table, TableStorage};
+use papr_intc_protocol::layout::{AtomicWord, Table, TableStorage};
 use papr_intc_protocol::plane::xics::Routing;
 
 /// Bytes of a payload that a reply record holds.

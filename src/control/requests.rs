@@ -106,13 +106,13 @@ impl<M: QueueMemory + Clone> Control<M> {
             return Err(Refused::Phase("this request belongs on the main socket"));
         }
         let code = incoming.code;
-        if incoming.head.flags & REPLAY != 0 && is_kept(code) {
-            if let Some(payload) = self.core()?.journal().replay(ticket) {
-                return Ok(Served {
-                    reply: Some(payload),
-                    ..Served::default()
-                });
-            }
+        let replayed = incoming.head.flags & REPLAY != 0 && is_kept(code);
+        if replayed && let Some(payload) = self.core()?.journal().replay(ticket) {
+            let reply = Some(payload);
+            return Ok(Served {
+                reply,
+                ..Served::default()
+            });
         }
         let served = self.dispatch(incoming, ticket, now)?;
         if let (true, Some(payload), Ok(core)) = (is_kept(code), &served.reply, self.core()) {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::header::{self, HeaderError, word};
 use papr_intc_protocol::layout::mapped::{MappedStorage, OwnedStorage};
-use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Storage, Table, TableStorage};
+use papr_intc_protocol::layout::{Geometry, Machine, Storage, Table, TableStorage};
 use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI};
 
 /// Guest memory, as far as interrupt controllers need it.
