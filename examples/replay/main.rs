@@ -6,6 +6,7 @@
 //! `ops=N equal=N known=N different=N`, with `known` also by row of `docs/fidelity.md`, and the first
 //! differences in full. Exit code 1 if anything differs or a file cannot be replayed to its end.
 
+mod daemon_guest;
 mod engine;
 #[path = "../../tests/model/mod.rs"]
 #[allow(
@@ -20,8 +21,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use engine::guest::{Guest, Outcome, Shape};
+use daemon_guest::{DaemonGuest, Way};
+use engine::guest::Start;
 use engine::report::Report;
+use model::rules::Rules;
+use model_guest::ModelGuest;
 
 /// Replay recordings of QEMU's interrupt controllers against papr-intc.
 #[derive(Parser)]
@@ -33,6 +37,9 @@ struct Options {
     /// Who runs the data plane.
     #[arg(long, value_enum, default_value_t = Via::Mapped)]
     via: Via,
+    /// The daemon's binary, if not the one built with this program.
+    #[arg(long)]
+    daemon: Option<PathBuf>,
     /// Oracle traces, XICS state files, boot recordings; plain or xz.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -50,17 +57,32 @@ enum Via {
     Model,
 }
 
-fn start(via: Via, shape: &Shape) -> Outcome<Box<dyn Guest>> {
-    match via {
-        Via::Model => model_guest::ModelGuest::start(shape, model::rules::Rules::QEMU_7_2),
-        Via::Mapped | Via::Remote | Via::Alternate => Err(engine::guest::GuestError(
-            "not there yet: only --via model".into(),
-        )),
-    }
+/// How machines are built for each file.
+fn starter(options: &Options) -> Result<Box<Start<'static>>, String> {
+    let way = match options.via {
+        Via::Model => return Ok(Box::new(|shape| ModelGuest::start(shape, Rules::QEMU_7_2))),
+        Via::Mapped => Way::Mapped,
+        Via::Remote => Way::Remote,
+        Via::Alternate => Way::Alternate,
+    };
+    let daemon = match &options.daemon {
+        Some(path) => path.clone(),
+        None => daemon_guest::find_daemon()?,
+    };
+    Ok(Box::new(move |shape| {
+        DaemonGuest::start(shape, way, &daemon)
+    }))
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    let mut start = match starter(&options) {
+        Ok(start) => start,
+        Err(why) => {
+            eprintln!("replay: {why}");
+            return ExitCode::from(2);
+        }
+    };
     let mut total = Report::default();
     let mut failed = false;
     for path in &options.files {
@@ -68,11 +90,8 @@ fn main() -> ExitCode {
             || path.display().to_string(),
             |n| n.to_string_lossy().into_owned(),
         );
-        let replayed = engine::files::read(path).and_then(|text| {
-            engine::replay(&name, &text, options.strict, &mut |shape| {
-                start(options.via, shape)
-            })
-        });
+        let replayed = engine::files::read(path)
+            .and_then(|text| engine::replay(&name, &text, options.strict, &mut *start));
         match replayed {
             Ok(report) => {
                 println!("{name}: {report}");
