@@ -247,7 +247,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     fn reset_icp(&self, server: u32, kept: u64) {
         let work = self.swap_icp(server, |old| {
             let new = Self::icp_after_reset(old, kept);
-            Some((new, (self.displace(0, old, server, new), xisr(old) != 0)))
+            (new, (self.displace(0, old, server, new), xisr(old) != 0))
         });
         if let Some((work, lowered)) = work {
             if lowered {
@@ -285,7 +285,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         for server in 0..self.geometry.servers() {
             let lowered = self.swap_icp(server, |old| {
                 let new = Self::icp_after_reset(old, PARITY | CONNECTED);
-                Some((new, xisr(old) != 0))
+                (new, xisr(old) != 0)
             });
             if lowered == Some(true) {
                 self.host.kick(server);

@@ -16,7 +16,7 @@ use crate::layout::{AtomicWord, Storage};
 use crate::plane::{Host, LevelInput};
 
 /// What a delivery depends on: if it changed between two looks, the delivery starts over.
-const ROUTE: u64 = (1 << SAVED_SHIFT) - 1 | CLAIMED | LSI;
+const ROUTE: u64 = ((1 << SAVED_SHIFT) - 1) | CLAIMED | LSI;
 
 /// There is an event to be sent, and the source may send it.
 pub(super) fn takable(word: u64) -> bool {
