@@ -507,19 +507,18 @@ const ONE_LEVEL: u32 = 20;
 const TWO_LEVELS: u32 = 5000;
 const THREE_LEVELS: u32 = 300_000;
 
-fn long() -> ProptestConfig {
+/// Sequences of 1000 operations on average. `PROPTEST_CASES` overrides the number of them.
+fn cases(default: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok();
     ProptestConfig {
-        cases: 10,
+        cases: asked.and_then(|n| n.parse().ok()).unwrap_or(default),
         max_shrink_iters: 600,
         ..ProptestConfig::default()
     }
 }
-fn large() -> ProptestConfig {
-    ProptestConfig { cases: 3, ..long() }
-}
 
 proptest! {
-    #![proptest_config(long())]
+    #![proptest_config(cases(40))]
 
     #[test]
     fn qemu_7_2_equals_the_model_with_one_index_word(ops in ops(2000)) {
@@ -540,7 +539,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(large())]
+    #![proptest_config(cases(8))]
 
     #[test]
     fn qemu_7_2_equals_the_model_with_several_mid_words_a_slice(ops in ops(2000)) {
