@@ -240,7 +240,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// The vCPU exists.
-    pub fn connected(&self, server: u32) -> bool {
+    pub fn is_connected(&self, server: u32) -> bool {
         self.icp_now(server) & CONNECTED != 0
     }
 
@@ -312,7 +312,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
                 new |= if levels.vmm { LEVEL_VMM } else { 0 };
                 new |= if levels.irqfd { LEVEL_IRQFD } else { 0 };
             }
-            // AcqRel: against `latch` and `latch_level`.
+            // AcqRel: against `latch_trigger` and `latch_level`.
             if Self::swap(source, old, new, AcqRel) {
                 return;
             }
