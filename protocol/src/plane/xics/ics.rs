@@ -87,7 +87,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// A trigger while the gate is latched: only recorded, [`replay`](Self::replay) makes it up.
-    pub fn latch(&self, irq: u32) {
+    pub fn latch_trigger(&self, irq: u32) {
         if let Some(n) = self.source_of(irq) {
             // AcqRel: publishes what the device wrote before the trigger to who replays it.
             self.source_word(n).fetch_or(LATCHED, AcqRel);
@@ -102,7 +102,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         if word.load(Acquire) & LSI == 0 {
             return;
         }
-        // AcqRel: as in `latch`.
+        // AcqRel: as in `latch_trigger`.
         if level {
             word.fetch_or(level_bit(input), AcqRel);
         } else {
