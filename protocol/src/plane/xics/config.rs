@@ -320,18 +320,23 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         self.host.contended(irq);
     }
 
-    /// After the gate has opened: makes up for a latched trigger, and sends an LSI whose level rose.
+    /// After the gate has opened: makes up for what was latched: one trigger of an MSI, an LSI whose
+    /// level rose. A source with nothing latched is left as it is.
     pub fn replay(&self, irq: u32) {
         let Some(n) = self.source_of(irq) else { return };
         let source = self.source_word(n);
         // Acquire: most sources have nothing to replay.
-        if source.load(Acquire) & LATCHED != 0 {
-            self.host.journal(irq, 0);
-            // AcqRel: takes over what the trigger published.
-            if source.fetch_and(!LATCHED, AcqRel) & (LATCHED | LSI) == LATCHED {
-                self.settle(Work::Deliver(n));
-            }
+        if source.load(Acquire) & LATCHED == 0 {
+            return;
         }
-        self.look_again(irq);
+        self.host.journal(irq, 0);
+        // AcqRel: takes over what the trigger published.
+        let was = source.fetch_and(!LATCHED, AcqRel);
+        if was & (LATCHED | LSI) == LATCHED {
+            self.settle(Work::Deliver(n));
+            self.close();
+        } else {
+            self.look_again(irq);
+        }
     }
 }
