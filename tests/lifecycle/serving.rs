@@ -49,7 +49,8 @@ fn xive_interrupt(bench: &Bench, lisn: u32, page: u64) {
     let set_queue = [0, 1, 6, page, 16];
     let configured = bench.hcall(1, opcode::H_INT_SET_QUEUE_CONFIG, &set_queue);
     assert_eq!(configured.0, 0);
-    let set_source = [0, u64::from(lisn), 1, 6, 0x77];
+    // Flag 2: with the event's data.
+    let set_source = [2, u64::from(lisn), 1, 6, 0x77];
     assert_eq!(
         bench
             .hcall(1, opcode::H_INT_SET_SOURCE_CONFIG, &set_source)
