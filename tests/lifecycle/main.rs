@@ -1,0 +1,8 @@
+//! The front-end with the real daemon: starting, serving, dying, serving on.
+//!
+//! What each test promises is its name; all of it goes through the public API of papr-intc-frontend.
+
+mod bench;
+mod modes;
+mod restart;
+mod serving;
