@@ -1,1 +1,13 @@
-//! (skeleton)
+//! The daemon of papr-intc: an sPAPR interrupt controller in a process of its own.
+//!
+//! Data flows one way: [`server`] reads messages, [`control`] executes them on the shared memory of
+//! [`memory`], [`papr`] knows what firmware and guest see of the choice between the controllers.
+//! The data plane is in the crate `papr-intc-protocol`, where VMMs find it too.
+//!
+//! [`cli`] is the command line; `main.rs` puts the parts together.
+
+pub mod cli;
+pub mod control;
+pub mod memory;
+pub mod papr;
+pub mod server;

@@ -1,2 +1,79 @@
-//! (skeleton)
-fn main() {}
+//! papr-intc: parse, log, signals, endpoint, serve. The only exit is the end of `main`.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+
+use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use papr_intc::cli::{Args, exit};
+use papr_intc::server::endpoint;
+use papr_intc::server::event_loop::{Endpoint, EventLoop};
+use papr_intc::server::identity;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.print_capabilities {
+        println!("{:#}", identity::capabilities());
+        return ExitCode::SUCCESS;
+    }
+    env_logger::Builder::new()
+        // Everything passes the logger; SET_LOG_LEVEL moves the maximum.
+        .filter_level(log::LevelFilter::Trace)
+        .format_timestamp_millis()
+        .init();
+    log::set_max_level(args.log_level);
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, line)) => {
+            eprintln!("papr-intc: {line}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Failure = (u8, String);
+
+fn run(args: &Args) -> Result<(), Failure> {
+    let failed = |what: &'static str| move |e| (exit::FAILURE, format!("{what}: {e}"));
+    // Before any thread: all of them inherit the mask.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().map_err(failed("blocking signals"))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&signals, flags).map_err(failed("signalfd"))?;
+
+    let endpoint = open_endpoint(args)?;
+    let server = EventLoop::new(endpoint, signals, args.on_disconnect(), args.expected());
+    let ended = server
+        .and_then(EventLoop::run)
+        .map_err(|e| (exit::FAILURE, e.to_string()));
+    if let Some(path) = &args.socket_path {
+        // Ours: `bind` would have failed had it existed. Gone already is fine.
+        let _ = std::fs::remove_file(path);
+    }
+    log::info!("ended: {:?}", ended?);
+    Ok(())
+}
+
+fn open_endpoint(args: &Args) -> Result<Endpoint, Failure> {
+    if let Some(path) = &args.socket_path {
+        let listener = UnixListener::bind(path);
+        return listener.map(Endpoint::Listener).map_err(|e| {
+            (
+                exit::ENDPOINT,
+                format!("--socket-path {}: {e}", path.display()),
+            )
+        });
+    }
+    let number = args
+        .fd
+        .ok_or((exit::USAGE, "neither --socket-path nor --fd".to_string()))?;
+    let bad = |e: std::io::Error| (exit::ENDPOINT, format!("--fd {number}: {e}"));
+    let fd: OwnedFd = endpoint::inherited(number).map_err(bad)?;
+    if endpoint::is_listening(&fd).map_err(bad)? {
+        Ok(Endpoint::Listener(UnixListener::from(fd)))
+    } else {
+        Ok(Endpoint::Connected(UnixStream::from(fd)))
+    }
+}

@@ -28,9 +28,9 @@ pub trait Cpu: Send + Sync {
     /// An 8-byte store in the ESB space.
     fn esb_store(&self, offset: u64, value: u64) -> Step;
     /// A load of `size` bytes in the TIMA space.
-    fn tima_load(&self, offset: u64, size: u32) -> Step<u64>;
+    fn tima_load(&self, offset: u64, size: u8) -> Step<u64>;
     /// A store of `size` bytes in the TIMA space.
-    fn tima_store(&self, offset: u64, size: u32, value: u64) -> Step;
+    fn tima_store(&self, offset: u64, size: u8, value: u64) -> Step;
     /// The external-interrupt line, now.
     fn pending(&self) -> bool;
 }
@@ -77,6 +77,10 @@ pub trait Board: Send + Sync {
     fn ram_read(&self, gpa: u64) -> u32;
     /// Writes a guest word, big-endian.
     fn ram_write(&self, gpa: u64, value: u32);
+    /// Writes the same word so many bytes long.
+    fn ram_fill(&self, gpa: u64, len: u64, value: u32);
+    /// That word is still everywhere there.
+    fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool;
     /// The process in charge, if there is one.
     fn daemon(&self) -> Option<u32>;
     /// Asks the daemon anything; returns when it has answered, the restarted one if need be.

@@ -103,6 +103,12 @@ impl Board for BrokenBoard {
     fn ram_write(&self, gpa: u64, value: u32) {
         self.board.ram_write(gpa, value);
     }
+    fn ram_fill(&self, gpa: u64, len: u64, value: u32) {
+        self.board.ram_fill(gpa, len, value);
+    }
+    fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool {
+        self.board.ram_is_filled(gpa, len, value)
+    }
     fn daemon(&self) -> Option<u32> {
         self.board.daemon()
     }
@@ -148,10 +154,10 @@ impl Cpu for BrokenCpu {
         }
         self.cpu.esb_store(offset, value)
     }
-    fn tima_load(&self, offset: u64, size: u32) -> Step<u64> {
+    fn tima_load(&self, offset: u64, size: u8) -> Step<u64> {
         self.cpu.tima_load(offset, size)
     }
-    fn tima_store(&self, offset: u64, size: u32, value: u64) -> Step {
+    fn tima_store(&self, offset: u64, size: u8, value: u64) -> Step {
         self.cpu.tima_store(offset, size, value)
     }
     fn pending(&self) -> bool {

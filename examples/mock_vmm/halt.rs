@@ -135,14 +135,6 @@ impl<T> Halt<T> {
         self.changed.notify_all();
     }
 
-    /// Waits until the vCPU has stopped.
-    pub fn wait_stopped(&self) {
-        let mut state = self.lock();
-        while state.doing != Doing::Stopped {
-            state = self.wait(state);
-        }
-    }
-
     /// A start counts again.
     pub fn resume(&self) {
         self.lock().pause = false;

@@ -22,7 +22,6 @@ mod guest;
 mod halt;
 mod kills;
 mod model;
-#[cfg(any())]
 mod real;
 mod report;
 mod rng;

@@ -1,6 +1,7 @@
 //! Builds the machine, starts the threads, runs, and reports.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -19,6 +20,7 @@ use crate::guest::cpu::Role;
 use crate::guest::{self, Platform};
 use crate::halt::Halt;
 use crate::model::Model;
+use crate::real::{Real, Setup};
 use crate::rng::Rng;
 use crate::tally::{Kind, Tally};
 use crate::{kills, report};
@@ -159,15 +161,48 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
             }
         }
     };
-    let board: Arc<dyn Board> = Arc::new(Model::new(machine, RAM, Arc::new(kick)));
-    Ok(match options.fault {
+    if options.model {
+        let board = Arc::new(Model::new(machine, RAM, Arc::new(kick)));
+        return Ok(with_faults(board, options, faults, Arc::new(|_| {})));
+    }
+    let setup = Setup {
+        machine,
+        ram: RAM,
+        remote: options.remote,
+        forward_all: options.forward_all,
+        daemon: options.daemon.clone().map_or_else(own_daemon, Ok)?,
+    };
+    let board = Arc::new(Real::start(setup, Arc::new(kick))?);
+    let forget = {
+        let board = board.clone();
+        Arc::new(move |server| board.forget_resend(server))
+    };
+    Ok(with_faults(board, options, faults, forget))
+}
+
+/// The daemon of the same build: examples lie one directory below it.
+fn own_daemon() -> Step<PathBuf> {
+    let own = std::env::current_exe().map_err(io("the own executable"))?;
+    let daemon = own.ancestors().nth(2).map(|dir| dir.join("papr-intc"));
+    daemon.filter(|path| path.exists()).ok_or_else(|| {
+        Gone("no papr-intc beside the example: `cargo build` it, or name it with --daemon".into())
+    })
+}
+
+fn with_faults(
+    board: Arc<dyn Board>,
+    options: &Options,
+    faults: &Arc<Faults>,
+    forget_resend: Arc<dyn Fn(u32) + Send + Sync>,
+) -> Arc<dyn Board> {
+    match options.fault {
         None => board,
         Some(_) => Arc::new(BrokenBoard {
             board,
             faults: faults.clone(),
-            forget_resend: Arc::new(|_| {}),
+            forget_resend,
         }),
-    })
+    }
 }
 
 fn make_platform(

@@ -82,15 +82,21 @@ impl Core {
                 }
                 continue;
             }
-            self.interrupt()?;
-            if let Some(left) = self.rest()? {
-                return Ok(left);
-            }
+            // What is left after a batch announces itself no more: the vCPU looks without being told.
+            while {
+                let more = self.interrupt()?;
+                if let Some(left) = self.rest()? {
+                    return Ok(left);
+                }
+                more
+            } {}
         }
     }
 
-    /// One interrupt entry, and what can be handled without another.
-    pub fn interrupt(&mut self) -> Step {
+    /// One interrupt entry and a few that follow without another. True if more wait that no new
+    /// entry will announce.
+    pub fn interrupt(&mut self) -> Step<bool> {
+        let mut batch = 4;
         let mut next = self.chip.next()?;
         if next.is_none() {
             Tally::one(&self.tally().empty);
@@ -106,9 +112,14 @@ impl Core {
                 Vector::Irq(i) => self.handle(i)?,
             };
             self.chip.end(vector, source_too)?;
-            next = if self.chip.more()? { self.chip.next()? } else { None };
+            let more = self.chip.more()?;
+            batch -= 1;
+            if batch == 0 || !more {
+                return Ok(more);
+            }
+            next = self.chip.next()?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A handler ran.

@@ -52,7 +52,7 @@ pub fn go_off(core: &mut Core) -> Step<bool> {
     }
     topology.on[core.me as usize] = false;
     core.chip.leave(&topology, &mut core.rng)?;
-    while core.cpu.pending() {
+    while core.cpu.pending() || core.chip.more()? {
         core.interrupt()?;
     }
     // Messages whose IPIs will not be taken any more.

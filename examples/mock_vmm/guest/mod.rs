@@ -243,6 +243,8 @@ pub struct Kernel {
     pub stopped: Mutex<usize>,
     /// One more has.
     pub one_stopped: Condvar,
+    /// Queues of vCPUs that were taken off: filled with a pattern (XIVE).
+    pub freed_queues: Vec<AtomicBool>,
     /// The kernel has booted and its devices may run.
     pub ready: AtomicBool,
 }
@@ -269,6 +271,7 @@ impl Kernel {
             topology: RwLock::new(Topology { on: vec![false; vcpus] }),
             mail: (0..vcpus).map(|_| Mailbox::default()).collect(),
             ipis: (0..vcpus).map(|_| Mutex::default()).collect(),
+            freed_queues: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             ending: AtomicBool::new(false),
             stopped: Mutex::new(0),
             one_stopped: Condvar::new(),

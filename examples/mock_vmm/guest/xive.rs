@@ -1,5 +1,6 @@
 //! XIVE as Linux drives it (xive.md §9): queues in guest memory, ESB pages, the OS TIMA page.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use papr_intc_protocol::papr::codes::{opcode, ret};
@@ -166,21 +167,17 @@ impl Xive {
 
     fn fill_queue(&self, server: u32, value: u32) {
         let (gpa, order) = self.kernel.queue_of(server);
-        for at in (gpa..gpa + (1 << order)).step_by(4) {
-            self.kernel.platform.board.ram_write(at, value);
-        }
+        self.kernel.platform.board.ram_fill(gpa, 1 << order, value);
+        let freed = &self.kernel.freed_queues[server as usize];
+        freed.store(value == POISON, Ordering::Relaxed);
     }
 
     /// Nothing may have written a queue after it was taken away.
     fn check_poison(&self, server: u32) {
         let (gpa, order) = self.kernel.queue_of(server);
-        let board = &self.kernel.platform.board;
-        if board.ram_read(gpa) != POISON {
-            return; // never taken away in this kernel
-        }
-        let written = (gpa..gpa + (1 << order)).step_by(4);
-        for at in written.filter(|at| board.ram_read(*at) != POISON) {
-            let what = format!("queue of vCPU {server} written at {at:#x} after it was freed");
+        let freed = self.kernel.freed_queues[server as usize].load(Ordering::Relaxed);
+        if freed && !self.kernel.platform.board.ram_is_filled(gpa, 1 << order, POISON) {
+            let what = format!("the queue of vCPU {server} was written after it was freed");
             self.tally().wrong(what);
         }
     }

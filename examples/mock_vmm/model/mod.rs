@@ -182,6 +182,12 @@ impl Board for Arc<Model> {
     fn ram_write(&self, gpa: u64, value: u32) {
         self.write(gpa, value);
     }
+    fn ram_fill(&self, gpa: u64, len: u64, value: u32) {
+        (gpa..gpa + len).step_by(4).for_each(|at| self.ram_write(at, value));
+    }
+    fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool {
+        (gpa..gpa + len).step_by(4).all(|at| self.ram_read(at) == value)
+    }
     fn daemon(&self) -> Option<u32> {
         None
     }
@@ -233,11 +239,11 @@ impl Cpu for ModelCpu {
         self.model.step(|s, m| s.xive.trigger((offset >> 17) as u32, &|gpa, v| m.write(gpa, v)));
         Ok(())
     }
-    fn tima_load(&self, offset: u64, _size: u32) -> Step<u64> {
+    fn tima_load(&self, offset: u64, _size: u8) -> Step<u64> {
         debug_assert_eq!(offset, 0x2_0810);
         Ok(self.model.step(|s, _| s.xive.acknowledge(self.server)))
     }
-    fn tima_store(&self, offset: u64, _size: u32, value: u64) -> Step {
+    fn tima_store(&self, offset: u64, _size: u8, value: u64) -> Step {
         debug_assert_eq!(offset, 0x2_0011);
         self.model.step(|s, _| s.xive.set_cppr(self.server, value as u8));
         Ok(())

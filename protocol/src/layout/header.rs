@@ -24,6 +24,8 @@ pub mod word {
     pub const STATE: u32 = 6;
     /// Negotiated option vector 5 byte 23 of the last CAS.
     pub const OV5_BYTE_23: u32 = 7;
+    /// QUIESCEs not yet resumed.
+    pub const QUIESCE_DEPTH: u32 = 16;
     /// First of [`super::super::machine::MACHINE_WORDS`] words that SET_MACHINE fixed.
     pub const MACHINE: u32 = 8;
 }

@@ -158,3 +158,30 @@ pub fn relax_thread(spins: u32) {
         std::thread::yield_now();
     }
 }
+
+impl<S: Storage> Storage for std::sync::Arc<S> {
+    type Word = S::Word;
+    #[inline]
+    fn page(&self, at: Page) -> &S::Word {
+        (**self).page(at)
+    }
+    #[inline]
+    fn table(&self, at: Table, order: Ordering) -> u64 {
+        (**self).table(at, order)
+    }
+    #[inline]
+    fn fence(&self) {
+        (**self).fence();
+    }
+    #[inline]
+    fn relax(&self, spins: u32) {
+        (**self).relax(spins);
+    }
+}
+
+impl<S: TableStorage> TableStorage for std::sync::Arc<S> {
+    #[inline]
+    fn table_word(&self, at: Table) -> &S::Word {
+        (**self).table_word(at)
+    }
+}

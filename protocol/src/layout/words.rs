@@ -84,6 +84,8 @@ pub mod cursor {
     pub const ESN: u64 = 3 << ESN_SHIFT;
     /// Lock owner: journal slot (worker) of a daemon.
     pub const WORKER: u64 = 0xff << 32;
+    /// Shift of the worker.
+    pub const WORKER_SHIFT: u32 = 32;
     /// Shift of the daemon generation.
     pub const DGEN_SHIFT: u32 = 40;
     /// Lock owner: generation of a daemon, 0 for a thread of the VMM.

@@ -46,6 +46,12 @@ pub trait Host {
         let _ = (token, victim);
     }
 
+    /// A daemon gave up on a source of XICS after too many failed swaps: a VMM scribbles over its
+    /// pages. Look at it again from a timer (`Xics::look_again`).
+    fn contended(&self, irq: u32) {
+        let _ = irq;
+    }
+
     /// The EOI of a source cleared LEVEL_IRQFD and set RESAMPLE_DUE: write its resamplefds, then
     /// clear RESAMPLE_DUE.
     fn resample(&self, lisn: u32) {
@@ -68,6 +74,9 @@ impl<H: Host + ?Sized> Host for &H {
     }
     fn journal(&self, token: u32, victim: u32) {
         (**self).journal(token, victim);
+    }
+    fn contended(&self, irq: u32) {
+        (**self).contended(irq);
     }
     fn resample(&self, lisn: u32) {
         (**self).resample(lisn);

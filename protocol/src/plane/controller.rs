@@ -1,0 +1,352 @@
+//! Both controllers of one machine behind one door: the active one runs the transition.
+//!
+//! [`Controller`] looks at the state word once and runs what it says: the active mode, the gate.
+//! [`Plane`] adds what a thread of the VMM needs around it: its epoch, and the answer "not here".
+//! The daemon, which waits for epochs but has none, uses the controller directly.
+
+use std::sync::atomic::Ordering;
+
+use super::LevelInput;
+use super::epoch::Inside;
+use super::host::Host;
+use super::xics::Xics;
+use super::xive::Xive;
+use crate::layout::header::{Executor, Gate, Mode, State};
+use crate::layout::words::{ics, source};
+use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
+use crate::papr::codes::RtasCall;
+use crate::papr::dispatch;
+use crate::papr::xics::RtasReply;
+
+/// Where an operation of a guest or a device went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome<T> {
+    /// It ran here.
+    Done(T),
+    /// It has to be sent to the daemon: the daemon is the executor, or the call configures.
+    Elsewhere,
+    /// A machine-wide operation is under way: call again when the gate has opened.
+    Latched,
+}
+
+impl<T> Outcome<T> {
+    /// Applies `f` to what ran here.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Self::Done(value) => Outcome::Done(f(value)),
+            Self::Elsewhere => Outcome::Elsewhere,
+            Self::Latched => Outcome::Latched,
+        }
+    }
+}
+
+/// Both controllers at one value of the state word.
+pub struct Controller<'a, S, H> {
+    /// XICS transitions.
+    pub xics: Xics<'a, S, H>,
+    /// XIVE transitions.
+    pub xive: Xive<'a, S, H>,
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Its offsets.
+    pub geometry: &'a Geometry,
+    /// The state word, as read when this was made.
+    pub state: State,
+    storage: &'a S,
+}
+
+impl<S: Storage, H: Host> Controller<'_, S, H> {
+    /// One event of a device on `lisn`.
+    pub fn trigger(&self, lisn: u32) {
+        if lisn >= self.geometry.sources() {
+            return;
+        }
+        match (self.state.gate, self.state.mode) {
+            (Gate::Open, Mode::Xive) => self.xive.trigger(lisn),
+            (Gate::Open, Mode::Xics) => self.xics.trigger(lisn),
+            (_, Mode::Xive) => self.xive.latch_trigger(lisn),
+            (_, Mode::Xics) => self.xics.latch(lisn),
+        }
+    }
+
+    /// A device's level on the LSI `lisn` changed.
+    pub fn set_level(&self, lisn: u32, input: LevelInput, level: bool) {
+        if lisn >= self.geometry.sources() {
+            return;
+        }
+        match (self.state.gate, self.state.mode) {
+            (Gate::Open, Mode::Xive) => self.xive.set_level(lisn, input, level),
+            (Gate::Open, Mode::Xics) => self.xics.set_level(lisn, input, level),
+            _ => self.latch_level(lisn, input, level),
+        }
+    }
+
+    /// Records a level. An LSI's level goes into the words of both controllers, the active one first:
+    /// a mode switch may be under way, see [`Self::copy_levels`].
+    fn latch_level(&self, lisn: u32, input: LevelInput, level: bool) {
+        let both = self.machine.ic_mode == IcMode::Dual && self.xive.is_lsi(lisn);
+        match self.state.mode {
+            Mode::Xive => {
+                self.xive.latch_level(lisn, input, level);
+                if both {
+                    self.xics.latch_level(lisn, input, level);
+                }
+            }
+            Mode::Xics => {
+                self.xics.latch_level(lisn, input, level);
+                if both {
+                    self.xive.latch_level(lisn, input, level);
+                }
+            }
+        }
+    }
+
+    /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
+    /// the grace period after that is over, so that nobody records any more. `from`: the mode in
+    /// which it was recorded.
+    pub fn replay(&self, lisn: u32, from: Mode) {
+        if from != self.state.mode {
+            self.carry_latch(lisn, from);
+        }
+        match self.state.mode {
+            Mode::Xive => self.xive.replay(lisn),
+            Mode::Xics => self.xics.replay(lisn),
+        }
+    }
+
+    /// Moves a latched trigger into the active controller's word.
+    fn carry_latch(&self, lisn: u32, from: Mode) {
+        let Some((word, bits)) = self.source_word(lisn, from) else {
+            return;
+        };
+        // AcqRel pairs with the latching swap and passes on what the device published.
+        if word.load(Ordering::Relaxed) & bits.latched != 0
+            && word.fetch_and(!bits.latched, Ordering::AcqRel) & bits.latched != 0
+        {
+            match self.state.mode {
+                Mode::Xive => self.xive.latch_trigger(lisn),
+                Mode::Xics => self.xics.latch(lisn),
+            }
+        }
+    }
+
+    /// Copies the levels of an LSI from the words of controller `from` to those of `to`: half of a mode
+    /// switch, at a latched gate. Devices may change the level meanwhile; they store into `from`
+    /// first, then into `to`, so that the second look catches what the copy would undo.
+    pub fn copy_levels(&self, lisn: u32, from: Mode, to: Mode) {
+        let (Some((source, s)), Some((target, t))) =
+            (self.source_word(lisn, from), self.source_word(lisn, to))
+        else {
+            return;
+        };
+        loop {
+            // Acquire and AcqRel: see below.
+            let seen = source.load(Ordering::Acquire) & (s.vmm | s.irqfd);
+            for (has, bit) in [(seen & s.vmm != 0, t.vmm), (seen & s.irqfd != 0, t.irqfd)] {
+                if has {
+                    target.fetch_or(bit, Ordering::AcqRel);
+                } else {
+                    target.fetch_and(!bit, Ordering::AcqRel);
+                }
+            }
+            // If a device's swap of `target` came before ours, ours read from it (AcqRel), and this load
+            // sees the device's earlier swap of `source`. If it came after, the device's value stands.
+            if source.load(Ordering::Acquire) & (s.vmm | s.irqfd) == seen {
+                return;
+            }
+        }
+    }
+
+    /// The word of a source in a controller and its bits; none for numbers that it does not have.
+    fn source_word(&self, lisn: u32, mode: Mode) -> Option<(&S::Word, SourceBits)> {
+        match mode {
+            Mode::Xive => Some((self.storage.page(Page::Source(lisn)), XIVE_BITS)),
+            Mode::Xics => {
+                let index = lisn.checked_sub(self.geometry.xics_base())?;
+                Some((self.storage.page(Page::IcsSource(index)), XICS_BITS))
+            }
+        }
+    }
+
+    /// The external-interrupt line of a vCPU, by its word.
+    pub fn line(&self, server: u32) -> bool {
+        server < self.geometry.servers()
+            && match self.state.mode {
+                Mode::Xive => self.xive.line(server),
+                Mode::Xics => self.xics.line(server),
+            }
+    }
+}
+
+struct SourceBits {
+    vmm: u64,
+    irqfd: u64,
+    latched: u64,
+}
+
+const XIVE_BITS: SourceBits = SourceBits {
+    vmm: source::LEVEL_VMM,
+    irqfd: source::LEVEL_IRQFD,
+    latched: source::LATCHED,
+};
+const XICS_BITS: SourceBits = SourceBits {
+    vmm: ics::LEVEL_VMM,
+    irqfd: ics::LEVEL_IRQFD,
+    latched: ics::LATCHED,
+};
+
+/// The data plane of one machine on one storage.
+pub struct Plane<S, H> {
+    storage: S,
+    host: H,
+    machine: Machine,
+    geometry: Geometry,
+}
+
+impl<S: Storage, H: Host> Plane<S, H> {
+    /// The plane of `machine` on `storage`; `None` if the machine has no geometry.
+    pub fn new(storage: S, host: H, machine: Machine) -> Option<Self> {
+        let geometry = machine.geometry()?;
+        Some(Self {
+            storage,
+            host,
+            machine,
+            geometry,
+        })
+    }
+    /// The words.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+    /// The executor's outside.
+    pub fn host(&self) -> &H {
+        &self.host
+    }
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+    /// Its offsets.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+    /// The state word now.
+    pub fn state(&self) -> State {
+        State::read(&self.storage)
+    }
+
+    /// Both controllers at the present state. For an executor without an epoch: the daemon.
+    #[inline]
+    pub fn controller(&self) -> Controller<'_, S, H> {
+        Controller {
+            xics: Xics::new(&self.storage, &self.host, &self.machine, &self.geometry),
+            xive: Xive::new(&self.storage, &self.host, &self.machine, &self.geometry),
+            machine: &self.machine,
+            geometry: &self.geometry,
+            state: self.state(),
+            storage: &self.storage,
+        }
+    }
+
+    /// Runs `f` in the epoch of the calling thread, if the front-end is the executor.
+    #[inline]
+    fn device<T>(&self, epoch: u32, f: impl FnOnce(&Controller<'_, S, H>) -> T) -> Outcome<T> {
+        let inside = Inside::enter(&self.storage, epoch);
+        let controller = self.controller();
+        let outcome = match (controller.state.gate, controller.state.executor) {
+            (Gate::Closed, _) | (_, Executor::Daemon) => Outcome::Elsewhere,
+            _ => Outcome::Done(f(&controller)),
+        };
+        drop(inside);
+        outcome
+    }
+
+    /// As `device`, for what a guest does: not while the gate is latched.
+    #[inline]
+    fn guest<T>(
+        &self,
+        epoch: u32,
+        f: impl FnOnce(&Controller<'_, S, H>) -> Option<T>,
+    ) -> Outcome<T> {
+        let ran = self.device(epoch, |c| match c.state.gate {
+            Gate::Open => f(c).map_or(Outcome::Elsewhere, Outcome::Done),
+            _ => Outcome::Latched,
+        });
+        match ran {
+            Outcome::Done(outcome) => outcome,
+            Outcome::Elsewhere => Outcome::Elsewhere,
+            Outcome::Latched => Outcome::Latched,
+        }
+    }
+
+    /// One event of a device. Recorded while the gate is latched; never `Latched`.
+    pub fn trigger(&self, epoch: u32, lisn: u32) -> Outcome<()> {
+        self.device(epoch, |c| c.trigger(lisn))
+    }
+
+    /// A device's level changed. Recorded while the gate is latched; never `Latched`.
+    pub fn set_level(&self, epoch: u32, lisn: u32, input: LevelInput, level: bool) -> Outcome<()> {
+        self.device(epoch, |c| c.set_level(lisn, input, level))
+    }
+
+    /// A guest's load at `offset` of the ESB space. 0 while XICS is active.
+    pub fn esb_load(&self, epoch: u32, offset: u64, size: u8) -> Outcome<u64> {
+        self.guest(epoch, |c| Some(dispatch::esb_load(c, offset, size)))
+    }
+
+    /// A guest's store in the ESB space. Ignored while XICS is active.
+    pub fn esb_store(&self, epoch: u32, offset: u64, size: u8, value: u64) -> Outcome<()> {
+        self.guest(epoch, |c| {
+            dispatch::esb_store(c, offset, size, value);
+            Some(())
+        })
+    }
+
+    /// A load of vCPU `server` at `offset` of the TIMA space. 0 while XICS is active.
+    pub fn tima_load(&self, epoch: u32, server: u32, offset: u64, size: u8) -> Outcome<u64> {
+        self.guest(epoch, |c| {
+            Some(dispatch::tima_load(c, server, offset, size))
+        })
+    }
+
+    /// A store of vCPU `server` in the TIMA space. Ignored while XICS is active.
+    pub fn tima_store(
+        &self,
+        epoch: u32,
+        server: u32,
+        offset: u64,
+        size: u8,
+        value: u64,
+    ) -> Outcome<()> {
+        self.guest(epoch, |c| {
+            dispatch::tima_store(c, server, offset, size, value);
+            Some(())
+        })
+    }
+
+    /// A hypercall of vCPU `server`; `args` are r4 to r12, changed as the call says, and r3 comes
+    /// back. An opcode that is not an interrupt call gets H_FUNCTION.
+    pub fn hcall(
+        &self,
+        epoch: u32,
+        server: u32,
+        opcode: u64,
+        args: &mut [u64; 9],
+        time_base: u64,
+    ) -> Outcome<i64> {
+        self.guest(epoch, |c| {
+            dispatch::local_hcall(c, server, opcode, args, time_base)
+        })
+    }
+
+    /// An RTAS call. Only ibm,get-xive runs here.
+    pub fn rtas(&self, epoch: u32, call: RtasCall, args: &[u32], nret: u32) -> Outcome<RtasReply> {
+        self.guest(epoch, |c| dispatch::local_rtas(c, call, args, nret))
+    }
+
+    /// The external-interrupt line of a vCPU.
+    pub fn line(&self, server: u32) -> bool {
+        self.controller().line(server)
+    }
+}

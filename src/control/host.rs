@@ -1,0 +1,101 @@
+//! The daemon as an executor: guest memory by its own mapping, kicks by the vCPUs' eventfds, the
+//! journal of XICS tokens, and END locks in its own name.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use papr_intc_protocol::layout::mapped::OwnedStorage;
+use papr_intc_protocol::layout::words::journal;
+use papr_intc_protocol::layout::{Table, TableStorage};
+use papr_intc_protocol::plane::{Host, LockOwner};
+
+use crate::memory::QueueMemory;
+
+/// The outside of the daemon's transitions. One control thread owns it.
+pub struct DaemonHost<M> {
+    ram: M,
+    storage: Arc<OwnedStorage>,
+    generation: u16,
+    kicks: RefCell<HashMap<u32, File>>,
+}
+
+impl<M> DaemonHost<M> {
+    /// `generation` is the header's; its low 16 bits, never 0, name our END locks.
+    pub fn new(ram: M, storage: Arc<OwnedStorage>, generation: u64) -> Self {
+        let generation = lock_generation(generation);
+        Self {
+            ram,
+            storage,
+            generation,
+            kicks: RefCell::default(),
+        }
+    }
+
+    /// Guest memory.
+    pub fn ram(&self) -> &M {
+        &self.ram
+    }
+
+    /// The eventfd of a vCPU, or none from now on.
+    pub fn set_kick(&self, server: u32, kick: Option<File>) {
+        match kick {
+            Some(kick) => self.kicks.borrow_mut().insert(server, kick),
+            None => self.kicks.borrow_mut().remove(&server),
+        };
+    }
+}
+
+/// The 16 bits of a header generation that END locks carry: never 0, which is the VMM's.
+pub fn lock_generation(generation: u64) -> u16 {
+    ((generation.wrapping_sub(1) % 0xffff) + 1) as u16
+}
+
+impl<M: QueueMemory> Host for DaemonHost<M> {
+    fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        self.ram.write_queue_entry(gpa, entry)
+    }
+
+    fn kick(&self, server: u32) {
+        if let Some(mut kick) = self.kicks.borrow().get(&server) {
+            // EAGAIN: the counter is full, so the vCPU has been told already.
+            let _ = kick.write(&1u64.to_ne_bytes());
+        }
+    }
+
+    fn lock_owner(&self) -> LockOwner {
+        LockOwner::Daemon {
+            generation: self.generation,
+            worker: 0,
+        }
+    }
+
+    fn is_dead(&self, generation: u16) -> bool {
+        // We hold the memfd's lock: every other daemon that ever held an END lock is dead.
+        generation != self.generation
+    }
+
+    fn journal(&self, token: u32, victim: u32) {
+        let line = u64::from(token) | u64::from(victim) << 24;
+        // Release: program order is what a kill cuts; the reader learns of our death by the kernel.
+        self.storage
+            .table_word(Table::Journal(journal::XICS))
+            .store(line, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_generations_are_never_the_front_ends() {
+        assert_eq!(lock_generation(1), 1);
+        assert_eq!(lock_generation(0xffff), 0xffff);
+        assert_eq!(lock_generation(0x1_0000), 1);
+        assert!((0..200_000).all(|g| lock_generation(g) != 0));
+    }
+}

@@ -1,0 +1,374 @@
+//! HELLO to START: who is there, which machine, whose memory; and recovery (protocol.md "After a crash").
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
+use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
+use papr_intc_protocol::layout::words::source;
+use papr_intc_protocol::layout::{Machine, Page, Storage};
+use papr_intc_protocol::plane::{Host, Plane};
+use papr_intc_protocol::wire::handshake::*;
+use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
+use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
+use std::sync::atomic::Ordering;
+
+use super::host::DaemonHost;
+use super::journal::Operation;
+use super::{Control, Core, Refused};
+use crate::memory::{QueueMemory, SharedMemory};
+
+/// Name and version, for people.
+pub const VERSION: &str = concat!("papr-intc ", env!("CARGO_PKG_VERSION"));
+
+impl<M: QueueMemory + Clone> Control<M> {
+    /// [`state`] as HELLO and the config block report it.
+    pub fn phase(&self) -> u32 {
+        match (&self.machine, self.started) {
+            (_, true) => state::SERVING,
+            (Some(_), false) => state::WANTS_MEMORY,
+            (None, false) => state::COLD,
+        }
+    }
+
+    /// Generation of the memory that we hold, 0 if none.
+    pub fn generation(&self) -> u64 {
+        self.core.as_ref().map_or(0, |c| c.memory.generation)
+    }
+
+    pub(super) fn hello(&mut self, hello: &Hello) -> Result<HelloReply, Refused> {
+        let in_range = |own: u16, min, max, what: &str| {
+            if (min..=max).contains(&own) {
+                return Ok(own);
+            }
+            let ours = format!("this daemon speaks {what} {own}, the front-end {min} to {max}");
+            Err(Refused::Version(ours))
+        };
+        let protocol = in_range(
+            PROTOCOL_VERSION,
+            hello.protocol_min,
+            hello.protocol_max,
+            "protocol",
+        )?;
+        let layout = in_range(LAYOUT_VERSION, hello.layout_min, hello.layout_max, "layout")?;
+        let maps = hello.plane_abi == PLANE_ABI || hello.plane_abi == 0;
+        log::info!(
+            "front-end {:?} connected, plane ABI {}",
+            hello.name.0,
+            hello.plane_abi
+        );
+        Ok(HelloReply {
+            protocol,
+            layout,
+            verdict: if maps { verdict::MAP } else { verdict::DEMOTE },
+            features: 0,
+            max_body: MAX_BODY as u32,
+            max_fds: MAX_FDS as u32,
+            max_sources: MAX_SOURCES,
+            max_servers: MAX_SERVERS,
+            state: self.phase(),
+            generation: self.generation(),
+            version: Text(VERSION.into()),
+        })
+    }
+
+    pub(super) fn set_machine(&mut self, set: &SetMachine) -> Result<SetMachine, Refused> {
+        let machine = Machine::from_words(set.words)
+            .ok_or_else(|| Refused::Value("the machine's words make no machine".into()))?;
+        self.check_expected(&machine)?;
+        if let Some(difference) = self.machine.and_then(|m| m.difference(&machine)) {
+            return Err(Refused::MachineDiffers(difference));
+        }
+        if !machine.ram_shared && machine.ic_mode.has_xive() {
+            let why = "XIVE needs guest RAM that is shared with the daemon";
+            return Err(Refused::Unsupported(why));
+        }
+        self.machine = Some(machine);
+        Ok(SetMachine {
+            words: machine.to_words(),
+        })
+    }
+
+    fn check_expected(&self, machine: &Machine) -> Result<(), Refused> {
+        let e = &self.expected;
+        let wanted = Machine {
+            ic_mode: e.ic_mode.unwrap_or(machine.ic_mode),
+            compat: e.compat.unwrap_or(machine.compat),
+            servers: e.servers.unwrap_or(machine.servers),
+            sources: e.sources.unwrap_or(machine.sources),
+            ..*machine
+        };
+        wanted
+            .difference(machine)
+            .map_or(Ok(()), |d| Err(Refused::MachineDiffers(d)))
+    }
+
+    /// GET_SHM: the memory, made now if there is none. The memfd goes with the reply.
+    pub(super) fn get_shm(&mut self) -> Result<(ShmInfo, OwnedFd), Refused> {
+        if self.core.is_none() {
+            let machine = self
+                .machine
+                .ok_or(Refused::Phase("GET_SHM before SET_MACHINE"))?;
+            let core = self.core_on(SharedMemory::create(machine)?)?;
+            core.prepare();
+            self.core = Some(core);
+        }
+        let core = self.memory_core()?;
+        let fd = core.memory.file().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| Refused::Os {
+            what: "duplicating the memfd",
+            source,
+        })?;
+        let geometry = core.plane.geometry();
+        let info = ShmInfo {
+            layout: LAYOUT_VERSION.into(),
+            zero: 0,
+            generation: core.memory.generation,
+            size: geometry.size(),
+            tables_size: geometry.tables_size(),
+            pages_size: geometry.pages_size(),
+        };
+        Ok((info, fd))
+    }
+
+    /// SET_SHM: take over what a dead predecessor left, or what we hold already.
+    pub(super) fn set_shm(&mut self, set: &SetShm, fd: OwnedFd) -> Result<SetShmReply, Refused> {
+        check_layout(set)?;
+        if let Some(core) = &self.core {
+            if !same_file(&fd, core.memory.file())? {
+                return Err(Refused::Phase("this daemon holds another memory"));
+            }
+            let generation = core.memory.generation;
+            return Ok(SetShmReply {
+                generation,
+                start_count: core.memory.start_count(),
+            });
+        }
+        let memory = SharedMemory::adopt(fd, set.generation)?;
+        if let Some(difference) = self.machine.and_then(|m| m.difference(&memory.machine)) {
+            return Err(Refused::MachineDiffers(difference));
+        }
+        let reply = SetShmReply {
+            generation: memory.generation,
+            start_count: memory.start_count(),
+        };
+        self.machine = Some(memory.machine);
+        self.core = Some(self.core_on(memory)?);
+        Ok(reply)
+    }
+
+    pub(super) fn check_shm(&self, check: &CheckShm, fd: OwnedFd) -> CheckShmReply {
+        let verdict = check_layout(&check.shm)
+            .and_then(|()| Ok(SharedMemory::check(fd, check.shm.generation)?))
+            .and_then(
+                |machine| match self.machine.and_then(|m| m.difference(&machine)) {
+                    Some(difference) => Err(Refused::MachineDiffers(difference)),
+                    None => Ok(()),
+                },
+            );
+        match verdict {
+            Ok(()) => CheckShmReply {
+                errno: 0,
+                text: Text::default(),
+            },
+            Err(e) => CheckShmReply {
+                errno: e.errno() as u32,
+                text: Text(e.to_string()),
+            },
+        }
+    }
+
+    fn core_on(&self, memory: SharedMemory) -> Result<Core<M>, Refused> {
+        let storage = memory.storage.clone();
+        let host = DaemonHost::new(self.ram.clone(), storage.clone(), memory.generation);
+        let plane = Plane::new(storage, host, memory.machine);
+        let plane = plane.ok_or_else(|| Refused::Value("the machine has no geometry".into()))?;
+        Ok(Core { memory, plane })
+    }
+
+    pub(super) fn start(&mut self, start: &Start) -> Result<StartReply, Refused> {
+        let executor = executor_of(start.executor)
+            .ok_or_else(|| Refused::Value("START names no executor".into()))?;
+        if self.started {
+            return Err(Refused::Phase("the daemon has been started already"));
+        }
+        let core = self.memory_core()?;
+        let (redone, in_doubt) = core.recover();
+        let gate = if core.depth() == 0 {
+            Gate::Open
+        } else {
+            Gate::Latch
+        };
+        core.set_state(State {
+            gate,
+            executor,
+            ..core.state()
+        });
+        let resignalled = core.resignal();
+        core.memory.set_header(word::START_COUNT, 0);
+        let generation = core.memory.generation;
+        self.started = true;
+        log::info!("serving: generation {generation}, executor {executor:?}, {redone} redone");
+        Ok(StartReply {
+            redone,
+            resignalled,
+            in_doubt,
+            zero: 0,
+        })
+    }
+}
+
+impl<M: QueueMemory> Core<M> {
+    /// The mode after power-on and reset.
+    pub(super) fn initial_mode(&self) -> Mode {
+        if self.machine().ic_mode.has_xics() {
+            Mode::Xics
+        } else {
+            Mode::Xive
+        }
+    }
+
+    /// Fresh memory: every word as after power-on, the IPIs claimed, the gate closed.
+    fn prepare(&self) {
+        let c = self.controller();
+        c.xics.create();
+        for lisn in 0..c.geometry.sources() {
+            c.xive.reset_source(lisn);
+        }
+        for end in 0..c.geometry.ends() {
+            c.xive.reset_end(end);
+        }
+        for server in 0..c.geometry.servers() {
+            c.xive.disconnect(server);
+        }
+        if c.machine.ic_mode.has_xive() {
+            self.claims().mark(0, c.geometry.servers(), 0);
+            (0..c.geometry.servers()).for_each(|ipi| c.xive.claim(ipi, false));
+        }
+        let mode = self.initial_mode();
+        let executor = Executor::FrontEnd;
+        self.set_state(State {
+            mode,
+            gate: Gate::Closed,
+            executor,
+            cas_xive: false,
+        });
+    }
+
+    /// Finishes what a dead predecessor had under way. Returns how many operations were redone and
+    /// how many sources were in doubt. Can itself be cut and done again.
+    fn recover(&self) -> (u32, u32) {
+        let c = self.controller();
+        let mut in_doubt = 0;
+        if c.state.executor == Executor::Daemon {
+            in_doubt = self.redo_forwards();
+        }
+        c.xics.recover();
+        let Some((ticket, operation)) = self.journal().open() else {
+            return (0, in_doubt);
+        };
+        log::info!("recovering: {operation:?} of channel {}", ticket.channel);
+        if self.redo(operation) {
+            self.journal().finish(ticket);
+        } else {
+            self.journal().abandon();
+        }
+        (1, in_doubt)
+    }
+
+    /// `true` if the operation is complete now, `false` if it never happened.
+    fn redo(&self, operation: Operation) -> bool {
+        match operation {
+            Operation::Queue { end, selector } => {
+                let cursor = papr_intc_protocol::layout::words::cursor::SEL;
+                // Acquire pairs with the commit's Release.
+                end < self.plane.geometry().ends()
+                    && (self
+                        .plane
+                        .storage()
+                        .page(Page::EndCursor(end))
+                        .load(Ordering::Acquire)
+                        & cursor
+                        != 0)
+                        == selector
+            }
+            Operation::Claim {
+                first,
+                count,
+                flags,
+            } => {
+                self.claim_both(first, count, flags);
+                true
+            }
+            Operation::Free { first, count } => self.free_both(first, count).is_ok(),
+            Operation::Route { irq, to } => self.controller().xics.write(irq, to).is_ok(),
+        }
+    }
+
+    /// Remote mode: forwards that died with the daemon run again. Each may queue its event twice.
+    fn redo_forwards(&self) -> u32 {
+        let c = self.controller();
+        let mut redone = 0;
+        for lisn in self.claims().claimed() {
+            let word = self.plane.storage().page(Page::Source(lisn));
+            // AcqRel: nobody else executes; uniform with the source's other swaps.
+            if word.fetch_and(!source::FORWARDS, Ordering::AcqRel) & source::FORWARDS != 0 {
+                redone += 1;
+                // Busy: only a VMM that scribbles over a cursor; the event stays with its source.
+                let _ = c.xive.route(lisn);
+            }
+        }
+        redone
+    }
+
+    /// After recovery: replay what was latched, evaluate every source, signal every line.
+    fn resignal(&self) -> u32 {
+        let c = self.controller();
+        if c.state.gate == Gate::Open {
+            let other = match c.state.mode {
+                Mode::Xics => Mode::Xive,
+                Mode::Xive => Mode::Xics,
+            };
+            self.claims()
+                .claimed()
+                .for_each(|lisn| c.replay(lisn, other));
+        }
+        let lines = (0..c.geometry.servers()).filter(|s| c.line(*s));
+        lines
+            .inspect(|server| self.plane.host().kick(*server))
+            .count() as u32
+    }
+}
+
+/// START and RESUME name executors by number.
+pub(super) fn executor_of(number: u32) -> Option<Executor> {
+    match number {
+        executor::FRONT_END => Some(Executor::FrontEnd),
+        executor::DAEMON => Some(Executor::Daemon),
+        _ => None,
+    }
+}
+
+fn check_layout(set: &SetShm) -> Result<(), Refused> {
+    if set.layout == u32::from(LAYOUT_VERSION) {
+        return Ok(());
+    }
+    let text = format!(
+        "the memory has layout {}, this daemon {LAYOUT_VERSION}",
+        set.layout
+    );
+    Err(Refused::Version(text))
+}
+
+fn same_file(fd: &OwnedFd, file: &File) -> Result<bool, Refused> {
+    use std::os::unix::fs::MetadataExt;
+    let os = |source| Refused::Os {
+        what: "looking at the memfd",
+        source,
+    };
+    let theirs = File::from(fd.try_clone().map_err(os)?)
+        .metadata()
+        .map_err(os)?;
+    let ours = file.metadata().map_err(os)?;
+    Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
+}

@@ -1,0 +1,215 @@
+//! The control plane: one thread, one total order. It validates, allocates, configures, resets,
+//! negotiates and explains; sockets and descriptors' events are [`crate::server`]'s business.
+//!
+//! * [`requests`]: from a message to the function that serves it.
+//! * [`lifecycle`]: HELLO to START, recovery included.
+//! * [`guest`]: hcalls, RTAS, MMIO, triggers.
+//! * [`barrier`]: what waits for every transition under way: CAS, reset, disconnect, quiesce.
+//! * [`sources`]: claims in both controllers. [`claims`]: the allocator.
+//! * [`vcpus`]: connecting, resetting.
+//! * [`journal`]: what a successor needs. [`host`]: the daemon as an executor of transitions.
+//! * [`query`]: state for people.
+
+pub mod barrier;
+pub mod claims;
+pub mod error;
+pub mod guest;
+pub mod host;
+pub mod journal;
+pub mod lifecycle;
+pub mod query;
+pub mod requests;
+pub mod sources;
+pub mod vcpus;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use papr_intc_protocol::layout::Machine;
+use papr_intc_protocol::layout::header::{Executor, Gate, State, word};
+use papr_intc_protocol::layout::mapped::OwnedStorage;
+use papr_intc_protocol::plane::{Controller, Plane};
+use papr_intc_protocol::wire::source::IrqfdItem;
+use papr_intc_protocol::wire::vcpu::Line;
+
+pub use error::Refused;
+
+use crate::memory::{QueueMemory, SharedMemory};
+use barrier::Barrier;
+use claims::Claims;
+use host::DaemonHost;
+use journal::Journal;
+
+/// The words that the daemon works on.
+pub type Words = Arc<OwnedStorage>;
+
+/// What the command line fixed; SET_MACHINE must agree.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Expected {
+    /// `--ic-mode`.
+    pub ic_mode: Option<papr_intc_protocol::layout::IcMode>,
+    /// `--compat`.
+    pub compat: Option<papr_intc_protocol::layout::Compat>,
+    /// `--servers`.
+    pub servers: Option<u32>,
+    /// `--sources`.
+    pub sources: Option<u32>,
+}
+
+/// What the server has to do after a request was served.
+#[derive(Debug)]
+pub enum Effect {
+    /// Serve another channel.
+    AddChannel {
+        /// Its vCPU.
+        server: u32,
+        /// Our end.
+        socket: OwnedFd,
+    },
+    /// Watch eventfds, in place of what these items had.
+    SetIrqfds(Vec<Irqfd>),
+    /// Forget eventfds.
+    ClearIrqfds(Vec<IrqfdItem>),
+    /// GOODBYE: answer, then exit 0.
+    Exit,
+}
+
+/// An eventfd that triggers a source.
+#[derive(Debug)]
+pub struct Irqfd {
+    /// Which source and input.
+    pub item: IrqfdItem,
+    /// Written by a device.
+    pub trigger: OwnedFd,
+    /// To be written at EOI.
+    pub resample: Option<OwnedFd>,
+}
+
+/// A started, or almost started, machine.
+struct Core<M> {
+    memory: SharedMemory,
+    plane: Plane<Words, DaemonHost<M>>,
+}
+
+impl<M: QueueMemory> Core<M> {
+    fn machine(&self) -> &Machine {
+        self.plane.machine()
+    }
+    fn controller(&self) -> Controller<'_, Words, DaemonHost<M>> {
+        self.plane.controller()
+    }
+    fn claims(&self) -> Claims<'_, Words> {
+        Claims::new(self.plane.storage(), self.plane.machine())
+    }
+    fn journal(&self) -> Journal<'_, Words> {
+        Journal(self.plane.storage())
+    }
+    fn state(&self) -> State {
+        self.plane.state()
+    }
+    fn set_state(&self, state: State) {
+        self.memory.set_header(word::STATE, state.to_word());
+    }
+    fn set_gate(&self, gate: Gate) {
+        self.set_state(State {
+            gate,
+            ..self.state()
+        });
+    }
+    fn depth(&self) -> u64 {
+        self.memory.header(word::QUIESCE_DEPTH)
+    }
+}
+
+/// The control plane of one guest.
+pub struct Control<M> {
+    ram: M,
+    expected: Expected,
+    machine: Option<Machine>,
+    core: Option<Core<M>>,
+    started: bool,
+    barrier: Option<Barrier>,
+    line_seq: u64,
+    served: u64,
+    since: Instant,
+}
+
+impl<M: QueueMemory + Clone> Control<M> {
+    /// A control plane without a machine. `now` is when the daemon started.
+    pub fn new(ram: M, expected: Expected, now: Instant) -> Self {
+        Self {
+            ram,
+            expected,
+            machine: None,
+            core: None,
+            started: false,
+            barrier: None,
+            line_seq: 0,
+            served: 0,
+            since: now,
+        }
+    }
+
+    /// The machine after START.
+    fn core(&self) -> Result<&Core<M>, Refused> {
+        match &self.core {
+            Some(core) if self.started => Ok(core),
+            _ => Err(Refused::Phase("the daemon has not been started (START)")),
+        }
+    }
+
+    /// The machine with its memory, before or after START.
+    fn memory_core(&self) -> Result<&Core<M>, Refused> {
+        self.core.as_ref().ok_or(Refused::Phase(
+            "there is no shared memory yet (GET_SHM, SET_SHM)",
+        ))
+    }
+
+    /// The daemon reads irqfds itself.
+    pub fn executes(&self) -> bool {
+        self.started
+            && self.core.as_ref().is_some_and(|c| {
+                let state = c.state();
+                state.executor == Executor::Daemon && state.gate != Gate::Closed
+            })
+    }
+
+    /// An irqfd was written `count` times since the last look: one event, or a level.
+    pub fn irqfd(&mut self, item: IrqfdItem) {
+        use papr_intc_protocol::plane::LevelInput;
+        use papr_intc_protocol::wire::source::irqfd_kind;
+        let Ok(core) = self.core() else { return };
+        if item.kind == irqfd_kind::LEVEL {
+            core.controller()
+                .set_level(item.lisn, LevelInput::Irqfd, true);
+        } else {
+            core.controller().trigger(item.lisn);
+        }
+    }
+
+    /// A sample of a vCPU's line, newer than all before it.
+    fn line(&mut self, server: u32) -> Line {
+        self.line_seq += 1;
+        let level = self
+            .core
+            .as_ref()
+            .is_some_and(|c| c.controller().line(server));
+        Line {
+            level: u32::from(level),
+            zero: 0,
+            seq: self.line_seq,
+        }
+    }
+
+    /// The VMM went away: forget its descriptors and wait for another one. The memory and its lock stay.
+    pub fn vmm_left(&mut self) {
+        self.barrier = None;
+        if let Some(core) = &self.core {
+            for server in 0..core.machine().servers {
+                core.plane.host().set_kick(server, None);
+            }
+        }
+        self.started = false;
+    }
+}

@@ -1,0 +1,163 @@
+//! QUERY: state for people and tools. Read-only.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use papr_intc_protocol::layout::header::{Mode, word};
+use papr_intc_protocol::layout::words::icp;
+use papr_intc_protocol::layout::{Page, Storage};
+use papr_intc_protocol::wire::Rest;
+use papr_intc_protocol::wire::handshake::{Query, QueryReply, query};
+use serde_json::json;
+
+use super::{Control, Core, Refused};
+use crate::memory::QueueMemory;
+
+/// Bytes of one piece of an answer.
+const PIECE: usize = 60_000;
+
+impl<M: QueueMemory> Core<M> {
+    /// Text in the spirit of a monitor's `info pic`: presenters, then claimed sources.
+    fn pic(&self) -> String {
+        let c = self.controller();
+        let mut out = String::new();
+        for server in (0..c.geometry.servers()).filter(|s| self.is_connected(*s)) {
+            let line = u8::from(c.line(server));
+            // Writing to a String cannot fail.
+            let _ = match c.state.mode {
+                Mode::Xics => {
+                    // Acquire: pairs with the swaps that led here.
+                    let word = Page::Icp(server);
+                    let icp = self.plane.storage().page(word).load(Ordering::Acquire);
+                    writeln!(
+                        out,
+                        "CPU {server} XIRR={:08x} PP={:02x} MFRR={:02x} line={line}",
+                        icp as u32,
+                        icp::pp(icp),
+                        icp::mfrr(icp)
+                    )
+                }
+                Mode::Xive => {
+                    let ring = c.xive.tima_load(server, 0x2_0010, 8);
+                    writeln!(out, "CPU {server} OS ring {ring:016x} line={line}")
+                }
+            };
+        }
+        for lisn in self.claims().claimed() {
+            let _ = writeln!(out, "{}", self.source_line(lisn));
+        }
+        out
+    }
+
+    fn source_line(&self, lisn: u32) -> String {
+        let c = self.controller();
+        let kind = if self.claims().is_lsi(lisn) {
+            "LSI"
+        } else {
+            "MSI"
+        };
+        match c.state.mode {
+            Mode::Xics => match c.xics.source(lisn) {
+                Some(s) => format!(
+                    "{lisn:8x} {kind} server {} priority {:02x} saved {:02x} status {:02x}",
+                    s.routing.server, s.routing.priority, s.routing.saved, s.status
+                ),
+                None => format!("{lisn:8x} {kind} (XIVE only)"),
+            },
+            Mode::Xive => {
+                let pq = c.xive.esb_load((u64::from(lisn) << 17) + 0x1_0800, 8);
+                let eas = c.xive.source_config(lisn.into()).unwrap_or(0);
+                format!("{lisn:8x} {kind} PQ={pq:02b} EAS={eas:016x}")
+            }
+        }
+    }
+}
+
+impl<M: QueueMemory + Clone> Control<M> {
+    /// One JSON object on one line.
+    fn status(&self, now: Instant) -> String {
+        let mut status = json!({
+            "version": super::lifecycle::VERSION,
+            "serving": self.started,
+            "generation": self.generation(),
+            "uptime_ms": now.duration_since(self.since).as_millis() as u64,
+            "requests": self.served,
+        });
+        if let Some(core) = &self.core {
+            let state = core.state();
+            status["mode"] = json!(format!("{:?}", state.mode).to_lowercase());
+            status["gate"] = json!(format!("{:?}", state.gate).to_lowercase());
+            status["executor"] = json!(format!("{:?}", state.executor).to_lowercase());
+            status["ic_mode"] = json!(format!("{:?}", core.machine().ic_mode).to_lowercase());
+            status["compat"] = json!(format!("{:?}", core.machine().compat).to_lowercase());
+            status["quiesce_depth"] = json!(core.depth());
+            status["ov5_byte_23"] = json!(core.memory.header(word::OV5_BYTE_23));
+            status["sources_claimed"] = json!(core.claims().claimed().count());
+            let servers = 0..core.machine().servers;
+            let connected: Vec<u32> = servers.filter(|s| core.is_connected(*s)).collect();
+            status["servers_connected"] = json!(connected);
+        }
+        status.to_string()
+    }
+
+    pub(super) fn query(&self, request: &Query, now: Instant) -> Result<QueryReply, Refused> {
+        let text = match request.what {
+            query::STATUS => self.status(now),
+            query::PIC => self.memory_core()?.pic(),
+            query::SOURCES => {
+                let core = self.memory_core()?;
+                core.claims()
+                    .claimed()
+                    .map(|n| core.source_line(n) + "\n")
+                    .collect()
+            }
+            query::VCPU => {
+                let core = self.memory_core()?;
+                let server = u32::try_from(request.argument).unwrap_or(u32::MAX);
+                core.check_connected(server)?;
+                json!({ "server": server, "line": core.controller().line(server) }).to_string()
+            }
+            other => return Err(Refused::Value(format!("query {other} is not defined"))),
+        };
+        Ok(piece(&text, request.cursor))
+    }
+}
+
+/// The piece of `text` at `cursor` bytes.
+fn piece(text: &str, cursor: u64) -> QueryReply {
+    let start = text.floor_char_boundary(usize::try_from(cursor).unwrap_or(usize::MAX));
+    let end = text.floor_char_boundary(start.saturating_add(PIECE));
+    let next = if end < text.len() { end as u64 } else { 0 };
+    QueryReply {
+        next,
+        bytes: Rest(text.as_bytes()[start..end].to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_answer_comes_in_pieces_that_join() {
+        let text = "äb".repeat(50_000);
+        let (mut got, mut cursor) = (Vec::new(), 0);
+        loop {
+            let reply = piece(&text, cursor);
+            got.extend(reply.bytes.0);
+            cursor = reply.next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        assert_eq!(got, text.as_bytes());
+        assert_eq!(
+            piece("abc", u64::MAX),
+            QueryReply {
+                next: 0,
+                bytes: Rest(Vec::new())
+            }
+        );
+    }
+}

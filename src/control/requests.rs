@@ -1,0 +1,366 @@
+//! From a PAPR message to the function that serves it: one line each.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use papr_intc_protocol::wire::guest::*;
+use papr_intc_protocol::wire::handshake::*;
+use papr_intc_protocol::wire::machine::*;
+use papr_intc_protocol::wire::source::*;
+use papr_intc_protocol::wire::vcpu::*;
+use papr_intc_protocol::wire::{MAIN_CHANNEL, REPLAY, Request, RequestHead, Wire};
+
+use super::journal::Ticket;
+use super::{Control, Effect, Irqfd, Refused};
+use crate::memory::QueueMemory;
+
+/// A request as it came in.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    /// 0 the main socket, server + 1 a vCPU's channel.
+    pub channel: u32,
+    /// Message code.
+    pub code: u32,
+    /// Number and flags.
+    pub head: RequestHead,
+    /// What follows the head.
+    pub payload: &'a [u8],
+    /// Descriptors that came along.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What a served request leads to.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// Payload of the reply; none while a barrier is under way.
+    pub reply: Option<Vec<u8>>,
+    /// Descriptors of the reply.
+    pub fds: Vec<OwnedFd>,
+    /// What the server has to do.
+    pub effect: Option<Effect>,
+}
+
+impl Served {
+    fn reply(payload: &impl Wire) -> Self {
+        Self {
+            reply: Some(payload.to_bytes()),
+            ..Self::default()
+        }
+    }
+}
+
+fn no_fds(fds: &[OwnedFd]) -> Result<(), Refused> {
+    match fds.len() {
+        0 => Ok(()),
+        found => Err(Refused::Descriptors {
+            found,
+            expected: "none",
+        }),
+    }
+}
+
+fn one_fd(mut fds: Vec<OwnedFd>) -> Result<OwnedFd, Refused> {
+    match (fds.len(), fds.pop()) {
+        (1, Some(fd)) => Ok(fd),
+        (found, _) => Err(Refused::Descriptors {
+            found,
+            expected: "one",
+        }),
+    }
+}
+
+/// Requests that a vCPU's channel may carry.
+fn on_vcpu_channel(code: u32) -> bool {
+    matches!(
+        code,
+        Ping::CODE
+            | VcpuReset::CODE
+            | VcpuLine::CODE
+            | SetLevel::CODE
+            | Trigger::CODE
+            | Sync::CODE
+            | Hcall::CODE
+            | Rtas::CODE
+            | Cas::CODE
+            | Mmio::CODE
+    )
+}
+
+/// Requests whose replies are kept, to be given again after a restart.
+fn is_kept(code: u32) -> bool {
+    matches!(
+        code,
+        Hcall::CODE | Rtas::CODE | Mmio::CODE | Claim::CODE | Free::CODE
+    )
+}
+
+impl<M: QueueMemory + Clone> Control<M> {
+    /// Serves one request. While [`Self::in_barrier`], only [`Self::poll_barrier`] may be called.
+    pub fn serve(&mut self, incoming: Incoming<'_>, now: Instant) -> Result<Served, Refused> {
+        self.served += 1;
+        let ticket = Ticket {
+            channel: incoming.channel,
+            seq: incoming.head.seq,
+        };
+        if incoming.channel != MAIN_CHANNEL && !on_vcpu_channel(incoming.code) {
+            return Err(Refused::Phase("this request belongs on the main socket"));
+        }
+        let code = incoming.code;
+        let replayed = incoming.head.flags & REPLAY != 0 && is_kept(code);
+        if replayed && let Some(payload) = self.core()?.journal().replay(ticket) {
+            let reply = Some(payload);
+            return Ok(Served {
+                reply,
+                ..Served::default()
+            });
+        }
+        let served = self.dispatch(incoming, ticket, now)?;
+        if let (true, Some(payload), Ok(core)) = (is_kept(code), &served.reply, self.core()) {
+            core.journal().record(ticket, payload);
+            core.journal().abandon();
+        }
+        Ok(served)
+    }
+
+    fn dispatch(
+        &mut self,
+        incoming: Incoming<'_>,
+        ticket: Ticket,
+        now: Instant,
+    ) -> Result<Served, Refused> {
+        let Incoming {
+            code, payload, fds, ..
+        } = incoming;
+        // Requests that carry descriptors.
+        match code {
+            SetShm::CODE => {
+                let request = SetShm::from_bytes(payload)?;
+                return self
+                    .set_shm(&request, one_fd(fds)?)
+                    .map(|r| Served::reply(&r));
+            }
+            CheckShm::CODE => {
+                let request = CheckShm::from_bytes(payload)?;
+                return Ok(Served::reply(&self.check_shm(&request, one_fd(fds)?)));
+            }
+            VcpuConnect::CODE => {
+                let request = VcpuConnect::from_bytes(payload)?;
+                return self.vcpu_connect(&request, fds).map(|r| Served::reply(&r));
+            }
+            VcpuChannel::CODE => {
+                let request = VcpuChannel::from_bytes(payload)?;
+                let effect = self.vcpu_channel(request.server, one_fd(fds)?)?;
+                return Ok(Served {
+                    effect: Some(effect),
+                    ..Served::reply(&())
+                });
+            }
+            SetIrqfds::CODE => {
+                let request = SetIrqfds::from_bytes(payload)?;
+                let effect = Effect::SetIrqfds(self.irqfds(&request, fds)?);
+                return Ok(Served {
+                    effect: Some(effect),
+                    ..Served::reply(&())
+                });
+            }
+            _ => no_fds(&fds)?,
+        }
+        match code {
+            Hcall::CODE => {
+                let r = own(ticket, Hcall::from_bytes(payload)?, |r| r.server)?;
+                self.hcall(&r, ticket).map(|r| Served::reply(&r))
+            }
+            Mmio::CODE => {
+                let r = own(ticket, Mmio::from_bytes(payload)?, |r| r.server)?;
+                self.mmio(&r).map(|r| Served::reply(&r))
+            }
+            Rtas::CODE => {
+                let r = own(ticket, Rtas::from_bytes(payload)?, |r| r.server)?;
+                self.rtas(&r, ticket).map(|r| Served::reply(&r))
+            }
+            VcpuLine::CODE => {
+                let r = own(ticket, VcpuLine::from_bytes(payload)?, |r| r.server)?;
+                self.core()?.check_connected(r.server)?;
+                Ok(Served::reply(&self.line(r.server)))
+            }
+            VcpuReset::CODE => {
+                let r = own(ticket, VcpuReset::from_bytes(payload)?, |r| r.server)?;
+                self.vcpu_reset(r.server).map(|()| Served::reply(&()))
+            }
+            SetLevel::CODE => self
+                .set_level(&SetLevel::from_bytes(payload)?)
+                .map(|()| Served::reply(&())),
+            Trigger::CODE => self
+                .trigger(&Trigger::from_bytes(payload)?)
+                .map(|()| Served::reply(&())),
+            Sync::CODE => self
+                .sync(&Sync::from_bytes(payload)?)
+                .map(|()| Served::reply(&())),
+            Claim::CODE => self
+                .claim(&Claim::from_bytes(payload)?, ticket)
+                .map(|r| Served::reply(&r)),
+            Free::CODE => self
+                .free(&Free::from_bytes(payload)?, ticket)
+                .map(|()| Served::reply(&())),
+            ClearIrqfds::CODE => {
+                let r = ClearIrqfds::from_bytes(payload)?;
+                Ok(Served {
+                    effect: Some(Effect::ClearIrqfds(r.items)),
+                    ..Served::reply(&())
+                })
+            }
+            _ => self.dispatch_machine(code, payload, ticket, now),
+        }
+    }
+
+    /// Handshake, barriers and questions.
+    fn dispatch_machine(
+        &mut self,
+        code: u32,
+        payload: &[u8],
+        ticket: Ticket,
+        now: Instant,
+    ) -> Result<Served, Refused> {
+        match code {
+            Hello::CODE => self
+                .hello(&Hello::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            SetMachine::CODE => self
+                .set_machine(&SetMachine::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            GetShm::CODE => {
+                GetShm::from_bytes(payload)?;
+                let (info, fd) = self.get_shm()?;
+                Ok(Served {
+                    fds: vec![fd],
+                    ..Served::reply(&info)
+                })
+            }
+            Start::CODE => self
+                .start(&Start::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            Goodbye::CODE => {
+                Goodbye::from_bytes(payload)?;
+                Ok(Served {
+                    effect: Some(Effect::Exit),
+                    ..Served::reply(&())
+                })
+            }
+            Ping::CODE => {
+                let cookie = Ping::from_bytes(payload)?.cookie;
+                let uptime_ms = now.duration_since(self.since).as_millis() as u64;
+                Ok(Served::reply(&PingReply {
+                    cookie,
+                    uptime_ms,
+                    served: self.served,
+                }))
+            }
+            Last::CODE => {
+                let channel = Last::from_bytes(payload)?.channel;
+                let core = self.memory_core()?;
+                if channel > core.machine().servers {
+                    return Err(Refused::NoServer(channel - 1));
+                }
+                Ok(Served::reply(&LastReply {
+                    seq: core.journal().last(channel),
+                }))
+            }
+            Query::CODE => self
+                .query(&Query::from_bytes(payload)?, now)
+                .map(|r| Served::reply(&r)),
+            GetFdt::CODE => self
+                .get_fdt(&GetFdt::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            Cas::CODE => {
+                let r = own(ticket, Cas::from_bytes(payload)?, |r| r.server)?;
+                let reply = self.cas(&r, now)?;
+                Ok(Served {
+                    reply,
+                    ..Served::default()
+                })
+            }
+            VcpuDisconnect::CODE => {
+                let server = VcpuDisconnect::from_bytes(payload)?.server;
+                self.vcpu_disconnect(server, now)
+                    .map(|()| Served::default())
+            }
+            MachineReset::CODE => self
+                .machine_reset(&MachineReset::from_bytes(payload)?, now)
+                .map(|()| Served::default()),
+            Quiesce::CODE => self
+                .quiesce(&Quiesce::from_bytes(payload)?, now)
+                .map(|()| Served::default()),
+            Resume::CODE => self
+                .resume(&Resume::from_bytes(payload)?, now)
+                .map(|()| Served::default()),
+            SetLogLevel::CODE => {
+                let filter = SetLogLevel::from_bytes(payload)?.filter.0;
+                let level = filter
+                    .parse()
+                    .map_err(|_| Refused::Value(format!("{filter:?} is not a log level")))?;
+                log::set_max_level(level);
+                Ok(Served::reply(&()))
+            }
+            other => Err(Refused::UnknownRequest(other)),
+        }
+    }
+
+    /// RESET_DEVICE of a stock front-end: MACHINE_RESET with the MSIs freed.
+    pub fn device_reset(&mut self, now: Instant) -> Result<(), Refused> {
+        self.machine_reset(
+            &MachineReset {
+                flags: reset_flag::FREE_MSIS,
+                zero: 0,
+            },
+            now,
+        )
+    }
+
+    fn irqfds(&self, request: &SetIrqfds, fds: Vec<OwnedFd>) -> Result<Vec<Irqfd>, Refused> {
+        let core = self.memory_core()?;
+        let (items, found) = (&request.items, fds.len());
+        for item in items {
+            if !core.claims().is_claimed(item.lisn) {
+                return Err(Refused::NotClaimed(item.lisn));
+            }
+            if item.kind > irqfd_kind::LEVEL {
+                return Err(Refused::Value(format!(
+                    "irqfd kind {} is not defined",
+                    item.kind
+                )));
+            }
+            if item.kind == irqfd_kind::LEVEL && !core.claims().is_lsi(item.lisn) {
+                return Err(Refused::NotLevel(item.lisn));
+            }
+        }
+        let with_resample = !items.is_empty() && found == 2 * items.len();
+        if found != items.len() && !with_resample {
+            return Err(Refused::Descriptors {
+                found,
+                expected: "one or two for each item",
+            });
+        }
+        if with_resample {
+            return Err(Refused::Unsupported(
+                "resamplefds are not served by this version",
+            ));
+        }
+        let pairs = items.iter().zip(fds);
+        Ok(pairs
+            .map(|(item, trigger)| Irqfd {
+                item: *item,
+                trigger,
+                resample: None,
+            })
+            .collect())
+    }
+}
+
+/// A vCPU's channel speaks for its own vCPU only.
+fn own<R>(ticket: Ticket, request: R, server: impl Fn(&R) -> u32) -> Result<R, Refused> {
+    let named = server(&request);
+    match ticket.channel.checked_sub(1) {
+        Some(own) if own != named => Err(Refused::NotYours { own, named }),
+        _ => Ok(request),
+    }
+}

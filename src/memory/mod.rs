@@ -1,0 +1,298 @@
+//! The memory that outlives a daemon: creating it, and taking over what a predecessor left.
+//!
+//! The VMM keeps the memfd; a daemon holds an exclusive open-file-description lock on it while it
+//! serves (architecture §4). Everything read from a memfd that came from outside is checked before use.
+
+mod memfd;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use papr_intc_protocol::layout::header::{self, HeaderError, word};
+use papr_intc_protocol::layout::mapped::{MappedStorage, OwnedStorage};
+use papr_intc_protocol::layout::{Geometry, Machine, Storage, Table, TableStorage};
+use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI};
+
+/// Guest memory, as far as interrupt controllers need it.
+pub trait QueueMemory {
+    /// As [`Host::write_queue_entry`](papr_intc_protocol::plane::Host::write_queue_entry).
+    fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool;
+    /// All of `gpa..gpa + len` is RAM.
+    fn is_backed(&self, gpa: u64, len: u64) -> bool;
+}
+
+/// Why a memfd cannot be made or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// How it failed.
+        source: std::io::Error,
+    },
+    /// It could shrink under us.
+    #[error("the memfd is not sealed against shrinking, growing and unsealing")]
+    Seals,
+    /// It is not as large as its machine needs.
+    #[error("the memfd has {found} bytes, its machine needs {needed}")]
+    Size {
+        /// Bytes it has.
+        found: u64,
+        /// Bytes it needs.
+        needed: u64,
+    },
+    /// Another daemon serves it.
+    #[error("another daemon holds the memory")]
+    Locked,
+    /// Not ours, or of a version that we do not know.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The machine in the header makes no sense.
+    #[error("the machine in the header is damaged")]
+    Machine,
+    /// Not the memory that the front-end spoke of.
+    #[error("the header has generation {found}, the front-end said {expected}")]
+    Generation {
+        /// In the header.
+        found: u64,
+        /// In the message.
+        expected: u64,
+    },
+}
+
+impl MemoryError {
+    /// The errno of the reply.
+    pub fn errno(&self) -> i32 {
+        use nix::libc;
+        match self {
+            Self::Os { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            Self::Seals => libc::EPERM,
+            Self::Size { .. } | Self::Machine | Self::Generation { .. } => libc::EUCLEAN,
+            Self::Locked => libc::EBUSY,
+            Self::Header(HeaderError::Magic(_)) => libc::EUCLEAN,
+            Self::Header(_) => libc::EPROTONOSUPPORT,
+        }
+    }
+}
+
+/// The shared memory of one machine, locked by us.
+pub struct SharedMemory {
+    file: File,
+    /// Its words.
+    pub storage: Arc<OwnedStorage>,
+    /// Its machine.
+    pub machine: Machine,
+    /// Our generation.
+    pub generation: u64,
+}
+
+impl SharedMemory {
+    /// Makes the memory of a new machine. Every word is zero but the header's identity and machine;
+    /// the state word keeps the gate closed.
+    pub fn create(machine: Machine) -> Result<Self, MemoryError> {
+        let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
+        let file = memfd::create(geometry.size())?;
+        memfd::lock(&file)?;
+        let storage = Arc::new(map_owned(&file, geometry)?);
+        let set = |w, value| {
+            // Release: the magic, stored last, publishes the rest to `header::check`.
+            storage
+                .table_word(Table::Header(w))
+                .store(value, Ordering::Release);
+        };
+        set(
+            word::VERSIONS,
+            u64::from(LAYOUT_VERSION) | u64::from(PLANE_ABI) << 16,
+        );
+        set(word::GENERATION, 1);
+        set(word::START_COUNT, 1);
+        machine.write(&storage);
+        set(word::MAGIC, header::MAGIC);
+        Ok(Self {
+            file,
+            storage,
+            machine,
+            generation: 1,
+        })
+    }
+
+    /// Takes over the memory that a predecessor left: checks, locks, raises generation and start
+    /// count. On an error the memory is as it was.
+    pub fn adopt(fd: OwnedFd, expected_generation: u64) -> Result<Self, MemoryError> {
+        let file = File::from(fd);
+        let (machine, geometry) = inspect(&file, expected_generation)?;
+        memfd::lock(&file)?;
+        let storage = Arc::new(map_owned(&file, geometry)?);
+        let raise = |w| {
+            // Only the lock's holder writes header words; Release as in `create`.
+            storage
+                .table_word(Table::Header(w))
+                .fetch_add(1, Ordering::Release)
+                .wrapping_add(1)
+        };
+        let generation = raise(word::GENERATION);
+        raise(word::START_COUNT);
+        Ok(Self {
+            file,
+            storage,
+            machine,
+            generation,
+        })
+    }
+
+    /// What [`Self::adopt`] would say, but for the lock; writes nothing.
+    pub fn check(fd: OwnedFd, expected_generation: u64) -> Result<Machine, MemoryError> {
+        inspect(&File::from(fd), expected_generation).map(|(machine, _)| machine)
+    }
+
+    /// The memfd, to be handed out.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A header word.
+    pub fn header(&self, w: u32) -> u64 {
+        self.storage.table(Table::Header(w), Ordering::Acquire)
+    }
+
+    /// Stores a header word. Release pairs with the readers' Acquire.
+    pub fn set_header(&self, w: u32, value: u64) {
+        self.storage
+            .table_word(Table::Header(w))
+            .store(value, Ordering::Release);
+    }
+
+    /// Starts since the last successful START, this one included.
+    pub fn start_count(&self) -> u64 {
+        self.header(word::START_COUNT)
+    }
+}
+
+fn map_owned(file: &File, geometry: Geometry) -> Result<OwnedStorage, MemoryError> {
+    OwnedStorage::map(file, geometry).map_err(map_error)
+}
+
+fn map_error(e: impl std::error::Error + Send + Sync + 'static) -> MemoryError {
+    MemoryError::Os {
+        what: "mapping the shared memory",
+        source: std::io::Error::other(e),
+    }
+}
+
+/// Checks seals, size, header and machine of a memfd from outside.
+fn inspect(file: &File, expected_generation: u64) -> Result<(Machine, Geometry), MemoryError> {
+    memfd::check_seals(file)?;
+    let found = memfd::size(file)?;
+    // The smallest geometry is enough to read a header; its size tells the true one.
+    let smallest = Geometry::new(16, 16, 1).ok_or(MemoryError::Machine)?;
+    if found < smallest.size() {
+        return Err(MemoryError::Size {
+            found,
+            needed: smallest.size(),
+        });
+    }
+    let view = MappedStorage::map(file, smallest).map_err(map_error)?;
+    header::check(&view)?;
+    let machine = Machine::read(&view).ok_or(MemoryError::Machine)?;
+    let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
+    if found != geometry.size() {
+        return Err(MemoryError::Size {
+            found,
+            needed: geometry.size(),
+        });
+    }
+    let generation = view.table(Table::Header(word::GENERATION), Ordering::Acquire);
+    if generation != expected_generation || generation == 0 {
+        return Err(MemoryError::Generation {
+            found: generation,
+            expected: expected_generation,
+        });
+    }
+    Ok((machine, geometry))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use papr_intc_protocol::layout::{Compat, IcMode};
+
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine::pseries(IcMode::Dual, Compat::Papr1, 2)
+    }
+
+    fn dup(memory: &SharedMemory) -> OwnedFd {
+        memory.file.as_fd().try_clone_to_owned().unwrap()
+    }
+
+    /// A second open file description of the same memory, as another process would hold after the
+    /// first one died.
+    fn reopen(memory: &SharedMemory) -> OwnedFd {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", memory.file.as_raw_fd());
+        File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap()
+            .into()
+    }
+
+    #[test]
+    fn memory_of_a_live_daemon_is_refused_and_that_of_a_dead_one_taken() {
+        let first = SharedMemory::create(machine()).unwrap();
+        assert!(matches!(
+            SharedMemory::adopt(reopen(&first), 1),
+            Err(MemoryError::Locked)
+        ));
+        let kept = reopen(&first);
+        drop(first);
+        let second = SharedMemory::adopt(kept, 1).unwrap();
+        assert_eq!(
+            (second.generation, second.start_count(), second.machine),
+            (2, 2, machine())
+        );
+    }
+
+    #[test]
+    fn memory_of_another_generation_is_refused_unchanged() {
+        let first = SharedMemory::create(machine()).unwrap();
+        let fd = dup(&first);
+        assert!(matches!(
+            SharedMemory::adopt(fd, 9),
+            Err(MemoryError::Generation { found: 1, .. })
+        ));
+        assert_eq!(first.header(word::GENERATION), 1);
+    }
+
+    #[test]
+    fn an_unsealed_or_short_or_foreign_memfd_is_refused() {
+        let plain = tempfile::tempfile().unwrap();
+        assert!(matches!(
+            SharedMemory::check(plain.into(), 1),
+            Err(MemoryError::Os { .. })
+        ));
+        let short = memfd::create(4096).unwrap();
+        assert!(matches!(
+            SharedMemory::check(short.into(), 1),
+            Err(MemoryError::Size { .. })
+        ));
+        let foreign = memfd::create(1 << 20).unwrap();
+        assert!(matches!(
+            SharedMemory::check(foreign.into(), 1),
+            Err(MemoryError::Header(HeaderError::Magic(0)))
+        ));
+        let damaged = SharedMemory::create(machine()).unwrap();
+        damaged.set_header(word::MACHINE, 0);
+        assert!(matches!(
+            SharedMemory::check(dup(&damaged), 1),
+            Err(MemoryError::Machine)
+        ));
+    }
+}

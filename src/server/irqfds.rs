@@ -1,0 +1,97 @@
+//! The eventfds that devices write, where the daemon is the executor.
+//!
+//! They are registered with the event loop only while it is: in mapped mode the front-end reads them,
+//! and two readers of one eventfd would share its counts.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use papr_intc_protocol::wire::source::IrqfdItem;
+
+use super::token::Token;
+use crate::control::Irqfd;
+
+/// All irqfds of the machine, by (LISN, input).
+#[derive(Default)]
+pub(super) struct Irqfds {
+    entries: BTreeMap<(u32, u32), Entry>,
+    watched: bool,
+    next: u32,
+}
+
+struct Entry {
+    item: IrqfdItem,
+    trigger: File,
+    token: u32,
+}
+
+impl Irqfds {
+    /// Adds irqfds, in place of what their (LISN, input) had.
+    pub(super) fn set(&mut self, epoll: &Epoll, irqfds: Vec<Irqfd>) -> Result<(), Errno> {
+        for irqfd in irqfds {
+            let key = (irqfd.item.lisn, irqfd.item.input);
+            self.remove(epoll, key)?;
+            self.next = self.next.wrapping_add(1);
+            let entry = Entry {
+                item: irqfd.item,
+                trigger: File::from(irqfd.trigger),
+                token: self.next,
+            };
+            if self.watched {
+                add(epoll, &entry)?;
+            }
+            self.entries.insert(key, entry);
+        }
+        Ok(())
+    }
+
+    /// Forgets irqfds.
+    pub(super) fn clear(&mut self, epoll: &Epoll, items: &[IrqfdItem]) -> Result<(), Errno> {
+        items
+            .iter()
+            .try_for_each(|item| self.remove(epoll, (item.lisn, item.input)))
+    }
+
+    fn remove(&mut self, epoll: &Epoll, key: (u32, u32)) -> Result<(), Errno> {
+        match self.entries.remove(&key) {
+            Some(entry) if self.watched => epoll.delete(entry.trigger.as_fd()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets all of them.
+    pub(super) fn clear_all(&mut self, epoll: &Epoll) -> Result<(), Errno> {
+        self.watch(epoll, false)?;
+        self.entries.clear();
+        Ok(())
+    }
+
+    /// Reads them from now on, or leaves them to the front-end.
+    pub(super) fn watch(&mut self, epoll: &Epoll, watched: bool) -> Result<(), Errno> {
+        if self.watched == watched {
+            return Ok(());
+        }
+        self.watched = watched;
+        self.entries.values().try_for_each(|entry| match watched {
+            true => add(epoll, entry),
+            false => epoll.delete(entry.trigger.as_fd()),
+        })
+    }
+
+    /// Takes the count of the irqfd behind an event; `None` if there was none after all.
+    pub(super) fn take(&self, token: u32) -> Option<IrqfdItem> {
+        let entry = self.entries.values().find(|e| e.token == token)?;
+        let mut count = [0; 8];
+        (&entry.trigger).read_exact(&mut count).ok()?;
+        Some(entry.item)
+    }
+}
+
+fn add(epoll: &Epoll, entry: &Entry) -> Result<(), Errno> {
+    let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Irqfd(entry.token).to_data());
+    epoll.add(entry.trigger.as_fd(), event)
+}
