@@ -38,7 +38,12 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with_all = ["kills", "no_kill"])]
     pub kill_at: Option<Duration>,
     /// Kill the daemon so many times, at moments that follow from the seed
-    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "no_kill")]
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "N",
+        conflicts_with = "no_kill"
+    )]
     pub kills: u32,
     /// Let the daemon live
     #[arg(long)]

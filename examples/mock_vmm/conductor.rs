@@ -193,7 +193,10 @@ impl Conductor {
             let place = irq.try_lock().map_or("locked".into(), |state| {
                 format!("{}; {state:?}", cpu(state.target))
             });
-            Loss(format!("{kind} {:#x}: sent {sent}, seen {seen} ({place})", irq.lisn))
+            Loss(format!(
+                "{kind} {:#x}: sent {sent}, seen {seen} ({place})",
+                irq.lisn
+            ))
         });
         ipis.chain(sources).collect()
     }
@@ -254,13 +257,20 @@ impl Conductor {
 
 /// ibm,change-msi of every driver: MSIs in blocks of one to four, in a new order each time.
 pub fn claim_msis(devices: &Devices, rng: &mut Rng) -> Step {
-    let msis: Vec<_> = devices.sources.iter().skip(1).filter(|s| s.kind != Kind::Lsi).collect();
+    let msis: Vec<_> = devices
+        .sources
+        .iter()
+        .skip(1)
+        .filter(|s| s.kind != Kind::Lsi)
+        .collect();
     let range = MSI_RANGE_START..devices.board.machine().sources;
     let mut rest = &msis[..];
     while !rest.is_empty() {
         let block = (1 << rng.below(3)).min(rest.len());
         let block = if block == 3 { 2 } else { block };
-        let first = devices.board.claim(Numbers::Msis(block as u32, range.clone()))?;
+        let first = devices
+            .board
+            .claim(Numbers::Msis(block as u32, range.clone()))?;
         let (now, later) = rest.split_at(block);
         for (source, lisn) in now.iter().zip(first..) {
             source.lisn.store(lisn, Ordering::Relaxed);

@@ -66,7 +66,11 @@ impl DeviceProcess {
         let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("the device process has no pipes"));
         };
-        let pipe = Mutex::new(Pipe { child, orders, answers });
+        let pipe = Mutex::new(Pipe {
+            child,
+            orders,
+            answers,
+        });
         Ok(Self { pipe })
     }
 
@@ -108,7 +112,11 @@ impl DeviceProcess {
 fn set_inheritable(fd: &impl AsRawFd, yes: bool) -> io::Result<()> {
     // SAFETY: `fd` owns the descriptor and outlives the call.
     let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    let flag = if yes { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    let flag = if yes {
+        FdFlag::empty()
+    } else {
+        FdFlag::FD_CLOEXEC
+    };
     fcntl(fd, FcntlArg::F_SETFD(flag))?;
     Ok(())
 }
@@ -201,7 +209,8 @@ fn next_order() -> io::Result<Option<u8>> {
 
 /// Waits for an order for so many microseconds.
 fn order_waits(microseconds: u64) -> io::Result<bool> {
-    let time = nix::sys::time::TimeSpec::from_duration(std::time::Duration::from_micros(microseconds));
+    let time =
+        nix::sys::time::TimeSpec::from_duration(std::time::Duration::from_micros(microseconds));
     let stdin = io::stdin();
     let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
     match ppoll(&mut fds, Some(time), None) {

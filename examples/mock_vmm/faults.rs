@@ -5,8 +5,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use papr_intc_protocol::layout::machine::ESB_SHIFT;
 use papr_intc_protocol::layout::Machine;
+use papr_intc_protocol::layout::machine::ESB_SHIFT;
 use papr_intc_protocol::papr::codes::{RtasCall, opcode};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -73,7 +73,9 @@ impl<T> Halt<T> {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The controller's kick: "look again at the line". A running vCPU looks before it sleeps.
@@ -112,7 +114,9 @@ impl<T> Halt<T> {
             if state.quit {
                 return Order::Quit;
             }
-            if !state.pause && let Some(from) = state.start.take() {
+            if !state.pause
+                && let Some(from) = state.start.take()
+            {
                 state.doing = Doing::Running;
                 return Order::Start(from);
             }

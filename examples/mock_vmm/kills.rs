@@ -30,7 +30,11 @@ pub fn moments(options: &Options) -> Vec<Duration> {
     }
     let mut rng = Rng::new(options.seed, 0x9);
     let mut moments: Vec<Duration> = (0..options.kills)
-        .map(|_| options.duration.mul_f64((10 + rng.below(75)) as f64 / 100.0))
+        .map(|_| {
+            options
+                .duration
+                .mul_f64((10 + rng.below(75)) as f64 / 100.0)
+        })
         .collect();
     moments.sort();
     moments

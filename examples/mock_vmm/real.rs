@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use papr_intc_frontend::{Error, Executor, GuestRam, Intc, Kick, Launcher, Options, Vcpu};
-use papr_intc_protocol::layout::{AtomicWord, Machine, Page, Storage};
+use papr_intc_protocol::layout::{Machine, Page, Storage};
 use papr_intc_protocol::papr::codes::RtasCall;
 use papr_intc_protocol::wire::handshake::query;
 use papr_intc_protocol::wire::source::{ANY, Claim, claim_flag};
@@ -48,7 +48,11 @@ impl Real {
         let ram = Arc::new(ram);
         let options = Options {
             machine: setup.machine,
-            executor: if setup.remote { Executor::Daemon } else { Executor::FrontEnd },
+            executor: if setup.remote {
+                Executor::Daemon
+            } else {
+                Executor::FrontEnd
+            },
             forward_all: setup.forward_all,
             name: "mock_vmm".into(),
         };
@@ -63,7 +67,9 @@ impl Real {
     pub fn forget_resend(&self, server: u32) {
         if let Some(storage) = self.intc.storage() {
             // Relaxed: this is meant to be wrong.
-            storage.page(Page::PendingRoot(server)).swap(0, Ordering::Relaxed);
+            storage
+                .page(Page::PendingRoot(server))
+                .swap(0, Ordering::Relaxed);
         }
     }
 }

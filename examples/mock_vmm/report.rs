@@ -1,8 +1,8 @@
 //! What a person reads: a progress bar while it runs, a summary afterwards, one line for scripts.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,7 +16,11 @@ use crate::tally::{KINDS, Latencies, Tally};
 pub fn progress(tally: &Tally, start: Instant, duration: Duration, over: &AtomicBool) {
     let terminal = std::io::stderr().is_terminal();
     let total = duration.as_millis() as u64;
-    let bar = if terminal { ProgressBar::new(total) } else { ProgressBar::hidden() };
+    let bar = if terminal {
+        ProgressBar::new(total)
+    } else {
+        ProgressBar::hidden()
+    };
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {msg}") {
         bar.set_style(style);
     }
@@ -170,9 +174,16 @@ impl Summary<'_> {
 
     fn print_faults(&self) {
         if let Some(fault) = self.options.fault {
-            println!("broken on purpose ({fault:?}): {} times", grouped(self.faults));
+            println!(
+                "broken on purpose ({fault:?}): {} times",
+                grouped(self.faults)
+            );
         }
-        let wrong = self.tally.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let wrong = self
+            .tally
+            .wrong
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if !wrong.is_empty() {
             let all = self.tally.wrongs.load(Ordering::Relaxed);
             println!("\nWRONG ANSWERS: {all}, the first of them:");
@@ -180,7 +191,10 @@ impl Summary<'_> {
         }
         if !self.lost.is_empty() {
             println!("\nLOST:");
-            self.lost.iter().take(20).for_each(|loss| println!("  {}", loss.0));
+            self.lost
+                .iter()
+                .take(20)
+                .for_each(|loss| println!("  {}", loss.0));
         }
         println!();
     }

@@ -49,7 +49,9 @@ pub fn run(options: Options) -> Step<bool> {
     for source in sources.iter().filter(|s| s.lisn() != 0) {
         board.claim(Numbers::Fixed(source.lisn(), source.kind == Kind::Lsi))?;
     }
-    let cpus = (0..options.vcpus).map(|server| board.connect(server)).collect::<Step<Vec<_>>>()?;
+    let cpus = (0..options.vcpus)
+        .map(|server| board.connect(server))
+        .collect::<Step<Vec<_>>>()?;
     let devices = Arc::new(Devices::new(board.clone(), cells, sources, process));
     let mut rng = Rng::new(options.seed, 1);
     claim_msis(&devices, &mut rng)?;
@@ -126,7 +128,10 @@ fn plan_sources(options: &Options) -> Vec<Source> {
 }
 
 fn make_eventfds(sources: &[Source]) -> Step<Vec<(usize, EventFd)>> {
-    let with = sources.iter().enumerate().filter(|(_, s)| s.kind == Kind::Eventfd);
+    let with = sources
+        .iter()
+        .enumerate()
+        .filter(|(_, s)| s.kind == Kind::Eventfd);
     with.map(|(i, _)| Ok((i, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
         .collect::<std::io::Result<_>>()
         .map_err(io("an eventfd"))

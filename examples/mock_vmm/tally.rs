@@ -110,7 +110,10 @@ impl Tally {
 
     /// All kinds together.
     pub fn all_delivered(&self) -> u64 {
-        self.delivered.iter().map(|c| c.load(Ordering::Relaxed)).sum()
+        self.delivered
+            .iter()
+            .map(|c| c.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// The controller answered what no controller may answer.

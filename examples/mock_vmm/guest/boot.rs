@@ -39,7 +39,9 @@ pub fn firmware(platform: &Arc<Platform>, me: u32, plan: &Plan, mut rng: Rng) ->
         // Before CAS nobody has asked for XIVE.
         let code = cpu.hcall(opcode::H_INT_GET_SOURCE_INFO, &mut [0; 9])?;
         if code != ret::H_FUNCTION {
-            platform.tally.wrong(format!("a XIVE call before CAS answered {code}"));
+            platform
+                .tally
+                .wrong(format!("a XIVE call before CAS answered {code}"));
         }
     }
     if ic_mode.has_xics() && ic_mode.has_xive() {
@@ -75,7 +77,9 @@ fn poll_interrupts(
         devices.send(i, 1)?;
         let xirr = call(cpu, tally, opcode::H_XIRR, &[0xff])?[0];
         if xirr != 0xff00_0000 | u64::from(lisn) {
-            tally.wrong(format!("firmware triggered {lisn:#x} and read XIRR {xirr:#x}"));
+            tally.wrong(format!(
+                "firmware triggered {lisn:#x} and read XIRR {xirr:#x}"
+            ));
         }
         let found = devices.handler_reads(i)?;
         tally.ran(devices.sources[i].kind, found);
@@ -126,7 +130,10 @@ pub fn start_kernel(kernel: Arc<Kernel>, me: u32, rng: Rng) -> Step<Core> {
     let mut core = Core::new(kernel.clone(), me, rng);
     core.chip.prepare(me)?;
     {
-        let mut topology = kernel.topology.write().unwrap_or_else(PoisonError::into_inner);
+        let mut topology = kernel
+            .topology
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         topology.on[me as usize] = true;
     }
     core.chip.open()?;

@@ -58,7 +58,15 @@ impl Core {
             Choice::Xics => Box::new(Xics::new(kernel.clone(), cpu.clone(), me)),
             Choice::Xive => Box::new(Xive::new(kernel.clone(), cpu.clone(), me)),
         };
-        Self { me, platform, kernel, cpu, chip, rng, command: None }
+        Self {
+            me,
+            platform,
+            kernel,
+            cpu,
+            chip,
+            rng,
+            command: None,
+        }
     }
 
     /// Counters.
@@ -127,7 +135,9 @@ impl Core {
         self.tally().ran(kind, found);
         if let Found::New(age) = found {
             let mine = &self.platform.latencies[self.me as usize];
-            mine.lock().unwrap_or_else(PoisonError::into_inner).record(kind, age);
+            mine.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .record(kind, age);
         }
     }
 

@@ -32,7 +32,10 @@ pub fn change(core: &mut Core) -> Step {
 /// Prepares a stopped vCPU and starts it.
 pub fn bring_on(core: &mut Core, server: u32) -> Step {
     let kernel = core.kernel.clone();
-    let mut topology = kernel.topology.write().unwrap_or_else(PoisonError::into_inner);
+    let mut topology = kernel
+        .topology
+        .write()
+        .unwrap_or_else(PoisonError::into_inner);
     if kernel.ending.load(Ordering::Acquire) || topology.on[server as usize] {
         return Ok(());
     }
@@ -46,7 +49,10 @@ pub fn bring_on(core: &mut Core, server: u32) -> Step {
 /// This vCPU takes itself off; false if it has to stay.
 pub fn go_off(core: &mut Core) -> Step<bool> {
     let kernel = core.kernel.clone();
-    let mut topology = kernel.topology.write().unwrap_or_else(PoisonError::into_inner);
+    let mut topology = kernel
+        .topology
+        .write()
+        .unwrap_or_else(PoisonError::into_inner);
     if kernel.ending.load(Ordering::Acquire) || topology.count() < 2 {
         return Ok(false);
     }
@@ -69,7 +75,10 @@ pub fn go_off(core: &mut Core) -> Step<bool> {
 pub fn next_kernel(core: &mut Core, crashed: bool) -> Step<Left> {
     let kernel = core.kernel.clone();
     let others = {
-        let mut topology = kernel.topology.write().unwrap_or_else(PoisonError::into_inner);
+        let mut topology = kernel
+            .topology
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         kernel.ending.store(true, Ordering::Release);
         topology.on[core.me as usize] = false;
         let others: Vec<usize> = (0..topology.on.len()).filter(|i| topology.on[*i]).collect();
@@ -90,15 +99,25 @@ pub fn next_kernel(core: &mut Core, crashed: bool) -> Step<Left> {
 /// The others' part of it.
 pub fn stop_for_next_kernel(core: &mut Core) -> Step<Left> {
     core.chip.teardown()?;
-    let mut stopped = core.kernel.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stopped = core
+        .kernel
+        .stopped
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     *stopped += 1;
     core.kernel.one_stopped.notify_all();
     Ok(Left::Stopped)
 }
 
 fn wait_for(kernel: &Kernel, vcpus: usize) {
-    let mut stopped = kernel.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stopped = kernel
+        .stopped
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     while *stopped < vcpus {
-        stopped = kernel.one_stopped.wait(stopped).unwrap_or_else(PoisonError::into_inner);
+        stopped = kernel
+            .one_stopped
+            .wait(stopped)
+            .unwrap_or_else(PoisonError::into_inner);
     }
 }

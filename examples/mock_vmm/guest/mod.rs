@@ -123,7 +123,8 @@ impl Mailbox {
         let sent = self.sent.load(Ordering::Acquire);
         let credit = self.credit.load(Ordering::Relaxed);
         if sent > seen {
-            self.credit.store(credit + sent - seen - 1, Ordering::Relaxed);
+            self.credit
+                .store(credit + sent - seen - 1, Ordering::Relaxed);
             self.seen.store(sent, Ordering::Release);
             Found::New(now().saturating_sub(self.stamp.load(Ordering::Relaxed)))
         } else if credit > 0 {
@@ -268,7 +269,9 @@ impl Kernel {
             choice,
             by_lisn: irqs.iter().map(|irq| (irq.lisn, irq.index)).collect(),
             irqs,
-            topology: RwLock::new(Topology { on: vec![false; vcpus] }),
+            topology: RwLock::new(Topology {
+                on: vec![false; vcpus],
+            }),
             mail: (0..vcpus).map(|_| Mailbox::default()).collect(),
             ipis: (0..vcpus).map(|_| Mutex::default()).collect(),
             freed_queues: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
@@ -313,7 +316,11 @@ impl Kernel {
     /// The queue of a vCPU: its address and log2 size. Every second one is a single 4 KiB page, so
     /// that queues wrap.
     pub fn queue_of(&self, server: u32) -> (u64, u32) {
-        let order = if (u64::from(server) + self.number) % 2 == 1 { 16 } else { 12 };
+        let order = if (u64::from(server) + self.number) % 2 == 1 {
+            16
+        } else {
+            12
+        };
         (QUEUES + u64::from(server) * 0x1_0000, order)
     }
 }

@@ -74,7 +74,8 @@ impl Xics {
                 rtas::SUCCESS => return Ok(rets),
                 rtas::BUSY => std::thread::sleep(Duration::from_millis(1)),
                 _ => {
-                    self.tally().wrong(format!("{which:?} {args:x?} answered {status}"));
+                    self.tally()
+                        .wrong(format!("{which:?} {args:x?} answered {status}"));
                     return Ok(rets);
                 }
             }
@@ -91,12 +92,12 @@ impl Xics {
         match self.rtas(RtasCall::GetXive, &[lisn], 3)?[..] {
             [_, server, priority] => Ok((server, priority)),
             ref other => {
-                self.tally().wrong(format!("get-xive {lisn:#x} returned {other:x?}"));
+                self.tally()
+                    .wrong(format!("get-xive {lisn:#x} returned {other:x?}"));
                 Ok((0, u32::from(OPEN)))
             }
         }
     }
-
 }
 
 impl Chip for Xics {

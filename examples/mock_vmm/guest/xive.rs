@@ -111,7 +111,12 @@ impl Xive {
 
     fn source_info(&self, lisn: u32) -> Step<Esb> {
         let args = [0, u64::from(lisn)];
-        let out = call(&*self.cpu, self.tally(), opcode::H_INT_GET_SOURCE_INFO, &args)?;
+        let out = call(
+            &*self.cpu,
+            self.tally(),
+            opcode::H_INT_GET_SOURCE_INFO,
+            &args,
+        )?;
         let base = self.kernel.platform.board.machine().esb_base;
         Ok(Esb {
             lisn,
@@ -142,7 +147,11 @@ impl Xive {
     }
 
     fn peek(&self) -> Option<u32> {
-        let entry = self.kernel.platform.board.ram_read(self.queue.gpa + 4 * self.queue.index);
+        let entry = self
+            .kernel
+            .platform
+            .board
+            .ram_read(self.queue.gpa + 4 * self.queue.index);
         (entry >> 31 != self.queue.toggle).then_some(entry & 0x7fff_ffff)
     }
 
@@ -176,7 +185,13 @@ impl Xive {
     fn check_poison(&self, server: u32) {
         let (gpa, order) = self.kernel.queue_of(server);
         let freed = self.kernel.freed_queues[server as usize].load(Ordering::Relaxed);
-        if freed && !self.kernel.platform.board.ram_is_filled(gpa, 1 << order, POISON) {
+        if freed
+            && !self
+                .kernel
+                .platform
+                .board
+                .ram_is_filled(gpa, 1 << order, POISON)
+        {
             let what = format!("the queue of vCPU {server} was written after it was freed");
             self.tally().wrong(what);
         }
@@ -196,14 +211,20 @@ impl Chip for Xive {
         let ipi = self.source_info(server)?;
         self.set_source(server, server, PRIORITY, u64::from(IPI_EISN))?;
         self.load(&ipi, esb::SET_PQ_00)?;
-        *self.kernel.ipis[server as usize].lock().unwrap_or_else(PoisonError::into_inner) = ipi;
+        *self.kernel.ipis[server as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = ipi;
         Ok(())
     }
 
     fn open(&mut self) -> Step {
         let (gpa, order) = self.kernel.queue_of(self.me);
         let entries = 1 << (order - 2);
-        self.queue = Queue { gpa, entries, ..Queue::default() };
+        self.queue = Queue {
+            gpa,
+            entries,
+            ..Queue::default()
+        };
         self.set_cppr(0xff)
     }
 
@@ -219,7 +240,9 @@ impl Chip for Xive {
                 Some(eisn) => match self.vector(eisn) {
                     Some(vector) => return Ok(Some(vector)),
                     None if u64::from(eisn) == NO_EISN => {}
-                    None => self.tally().wrong(format!("queue entry with EISN {eisn:#x}")),
+                    None => self
+                        .tally()
+                        .wrong(format!("queue entry with EISN {eisn:#x}")),
                 },
             }
         }
@@ -233,7 +256,9 @@ impl Chip for Xive {
     fn end(&mut self, vector: Vector, source_too: bool) -> Step {
         match vector {
             Vector::Ipi => {
-                let ipi = *self.kernel.ipis[self.me as usize].lock().unwrap_or_else(PoisonError::into_inner);
+                let ipi = *self.kernel.ipis[self.me as usize]
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 self.end_source(&ipi, false)
             }
             Vector::Irq(i) if source_too => {
@@ -253,7 +278,9 @@ impl Chip for Xive {
     }
 
     fn send_ipi(&mut self, to: u32) -> Step {
-        let ipi = *self.kernel.ipis[to as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let ipi = *self.kernel.ipis[to as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.trigger(&ipi)
     }
 
@@ -305,15 +332,25 @@ impl Chip for Xive {
 
     fn check(&mut self, irq: &Irq, state: &IrqState) -> Step {
         let args = [0, u64::from(irq.lisn)];
-        let out = call(&*self.cpu, self.tally(), opcode::H_INT_GET_SOURCE_CONFIG, &args)?;
+        let out = call(
+            &*self.cpu,
+            self.tally(),
+            opcode::H_INT_GET_SOURCE_CONFIG,
+            &args,
+        )?;
         let eisn = u64::from(FIRST_EISN) + irq.index as u64;
         if out[..3] != [u64::from(state.target), PRIORITY, eisn] {
-            let what = format!("source {:#x} is at {:x?}, not {state:?}", irq.lisn, &out[..3]);
+            let what = format!(
+                "source {:#x} is at {:x?}, not {state:?}",
+                irq.lisn,
+                &out[..3]
+            );
             self.tally().wrong(what);
         }
         let pq = self.load(&self.esb_of(irq)?, esb::GET)?;
         if pq > 3 && !irq.lsi {
-            self.tally().wrong(format!("source {:#x} has PQ {pq:#x}", irq.lisn));
+            self.tally()
+                .wrong(format!("source {:#x} has PQ {pq:#x}", irq.lisn));
         }
         call(&*self.cpu, self.tally(), opcode::H_INT_SYNC, &args)?;
         Ok(())
@@ -344,7 +381,9 @@ impl Chip for Xive {
 
     fn teardown(&mut self) -> Step {
         self.set_cppr(0)?;
-        let ipi = *self.kernel.ipis[self.me as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let ipi = *self.kernel.ipis[self.me as usize]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.load(&ipi, esb::SET_PQ_01)?;
         self.set_source(self.me, 0, 0xff, NO_EISN)?;
         let args = [0, u64::from(self.me), PRIORITY, 0, 0];

@@ -76,7 +76,9 @@ impl Model {
         let mut state = self.lock();
         let result = f(&mut state, self);
         state.xics.settle();
-        let high: Vec<u32> = (0..self.machine.servers).filter(|s| state.line(*s)).collect();
+        let high: Vec<u32> = (0..self.machine.servers)
+            .filter(|s| state.line(*s))
+            .collect();
         drop(state);
         high.into_iter().for_each(|server| (self.kick)(server));
         result
@@ -84,7 +86,10 @@ impl Model {
 
     fn write(&self, gpa: u64, value: u32) -> bool {
         // Relaxed: the model's lock orders it before the line.
-        self.ram.word(gpa).map(|w| w.store(value, Ordering::Relaxed)).is_some()
+        self.ram
+            .word(gpa)
+            .map(|w| w.store(value, Ordering::Relaxed))
+            .is_some()
     }
 }
 
@@ -100,7 +105,8 @@ impl State {
     fn set_level(&mut self, lisn: u32, level: bool, model: &Model) {
         self.levels.insert(lisn, level);
         if self.exploitation {
-            self.xive.set_level(lisn, level, &|gpa, v| model.write(gpa, v));
+            self.xive
+                .set_level(lisn, level, &|gpa, v| model.write(gpa, v));
         } else {
             self.xics.set_level(lisn, level);
         }
@@ -146,7 +152,8 @@ impl Board for Arc<Model> {
         let (first, count, lsi) = match numbers {
             Numbers::Fixed(n, lsi) => (n, 1, lsi),
             Numbers::Msis(count, range) => {
-                let free = |first: &u32| (*first..first + count).all(|n| !state.claimed.contains_key(&n));
+                let free =
+                    |first: &u32| (*first..first + count).all(|n| !state.claimed.contains_key(&n));
                 let mut firsts = range.step_by(count as usize);
                 let first = firsts.find(free).ok_or(Gone("no numbers left".into()))?;
                 state.msis.extend(first..first + count);
@@ -183,10 +190,14 @@ impl Board for Arc<Model> {
         self.write(gpa, value);
     }
     fn ram_fill(&self, gpa: u64, len: u64, value: u32) {
-        (gpa..gpa + len).step_by(4).for_each(|at| self.ram_write(at, value));
+        (gpa..gpa + len)
+            .step_by(4)
+            .for_each(|at| self.ram_write(at, value));
     }
     fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool {
-        (gpa..gpa + len).step_by(4).all(|at| self.ram_read(at) == value)
+        (gpa..gpa + len)
+            .step_by(4)
+            .all(|at| self.ram_read(at) == value)
     }
     fn daemon(&self) -> Option<u32> {
         None
@@ -225,7 +236,11 @@ impl Cpu for ModelCpu {
             }
             s.xive.chosen = s.exploitation;
         });
-        let fdt = if byte == 0x40 { "ibm,power-ivpe" } else { "IBM,ppc-xicp" };
+        let fdt = if byte == 0x40 {
+            "ibm,power-ivpe"
+        } else {
+            "IBM,ppc-xicp"
+        };
         Ok(CasAnswer {
             ret: ret::H_SUCCESS,
             byte_23: byte.into(),
@@ -233,10 +248,15 @@ impl Cpu for ModelCpu {
         })
     }
     fn esb_load(&self, offset: u64) -> Step<u64> {
-        Ok(self.model.step(|s, m| s.xive.esb_load(offset, &|gpa, v| m.write(gpa, v))))
+        Ok(self
+            .model
+            .step(|s, m| s.xive.esb_load(offset, &|gpa, v| m.write(gpa, v))))
     }
     fn esb_store(&self, offset: u64, _value: u64) -> Step {
-        self.model.step(|s, m| s.xive.trigger((offset >> 17) as u32, &|gpa, v| m.write(gpa, v)));
+        self.model.step(|s, m| {
+            s.xive
+                .trigger((offset >> 17) as u32, &|gpa, v| m.write(gpa, v))
+        });
         Ok(())
     }
     fn tima_load(&self, offset: u64, _size: u8) -> Step<u64> {
@@ -245,7 +265,8 @@ impl Cpu for ModelCpu {
     }
     fn tima_store(&self, offset: u64, _size: u8, value: u64) -> Step {
         debug_assert_eq!(offset, 0x2_0011);
-        self.model.step(|s, _| s.xive.set_cppr(self.server, value as u8));
+        self.model
+            .step(|s, _| s.xive.set_cppr(self.server, value as u8));
         Ok(())
     }
     fn pending(&self) -> bool {

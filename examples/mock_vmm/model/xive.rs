@@ -98,7 +98,10 @@ impl Xive {
         if queue.entries == 0 {
             return;
         }
-        write(queue.gpa + 4 * queue.index, queue.generation << 31 | source.eisn);
+        write(
+            queue.gpa + 4 * queue.index,
+            queue.generation << 31 | source.eisn,
+        );
         queue.index += 1;
         if queue.index == queue.entries {
             queue.index = 0;
