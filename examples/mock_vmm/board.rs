@@ -85,4 +85,8 @@ pub trait Board: Send + Sync {
     fn daemon(&self) -> Option<u32>;
     /// Asks the daemon anything; returns when it has answered, the restarted one if need be.
     fn ask(&self) -> Step;
+    /// What the controller holds, as a monitor shows it; a line per source begins with its number.
+    fn picture(&self) -> String {
+        String::new()
+    }
 }

@@ -79,6 +79,13 @@ pub struct Child {
 }
 
 impl Options {
+    /// How many kills at seeded moments.
+    pub fn seeded_kills(&self) -> u32 {
+        // What a dying daemon held of the data plane is not recovered in every case yet.
+        let default = u32::from(!self.remote && !self.forward_all);
+        self.kills.unwrap_or(default)
+    }
+
     /// What the device process is to do, if this is one.
     pub fn child(&self) -> Option<ChildArguments> {
         self.child.device_process.map(|memfd| ChildArguments {

@@ -177,6 +177,15 @@ impl Conductor {
         let Some(kernel) = self.platform.kernel() else {
             return Vec::new();
         };
+        let picture = self.platform.board.picture();
+        let held = |lisn: u32| {
+            let number = format!("{lisn:x} ");
+            let mut lines = picture.lines();
+            lines
+                .find(|l| l.trim_start().starts_with(&number))
+                .unwrap_or("")
+                .trim()
+        };
         let cpu = |server: u32| {
             let doing = self.platform.halts[server as usize].doing();
             let line = self.platform.cpus[server as usize].pending();
@@ -194,8 +203,9 @@ impl Conductor {
                 format!("{}; {state:?}", cpu(state.target))
             });
             Loss(format!(
-                "{kind} {:#x}: sent {sent}, seen {seen} ({place})",
-                irq.lisn
+                "{kind} {:#x}: sent {sent}, seen {seen} ({place}); controller: {}",
+                irq.lisn,
+                held(irq.lisn)
             ))
         });
         ipis.chain(sources).collect()
@@ -207,8 +217,8 @@ impl Conductor {
             // Not even the devices have come to rest.
             self.devices().run()?;
             std::thread::sleep(Duration::from_millis(self.rng.below(20)));
-            self.devices().pause()?;
         }
+        self.devices().pause()?;
         self.stop_vcpus()?;
         for (source, _) in &self.eventfds {
             let lisn = self.devices().sources[*source].lisn();

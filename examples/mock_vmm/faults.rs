@@ -115,6 +115,9 @@ impl Board for BrokenBoard {
     fn ask(&self) -> Step {
         self.board.ask()
     }
+    fn picture(&self) -> String {
+        self.board.picture()
+    }
 }
 
 /// A vCPU's way with faults.

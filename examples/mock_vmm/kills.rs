@@ -29,7 +29,7 @@ pub fn moments(options: &Options) -> Vec<Duration> {
         return vec![at];
     }
     let mut rng = Rng::new(options.seed, 0x9);
-    let mut moments: Vec<Duration> = (0..options.kills)
+    let mut moments: Vec<Duration> = (0..options.seeded_kills())
         .map(|_| {
             options
                 .duration

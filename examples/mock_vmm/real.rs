@@ -138,6 +138,10 @@ impl Board for Real {
         self.intc.query(query::STATUS, 0)?;
         Ok(())
     }
+    fn picture(&self) -> String {
+        let picture = self.intc.query(query::PIC, 0);
+        picture.unwrap_or_else(|e| e.to_string())
+    }
 }
 
 struct RealCpu(Vcpu);
