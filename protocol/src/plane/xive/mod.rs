@@ -115,3 +115,6 @@ fn all_ones(size: u8) -> u64 {
         _ => u64::MAX,
     }
 }
+
+#[cfg(test)]
+mod tests;
