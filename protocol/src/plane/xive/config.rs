@@ -173,9 +173,13 @@ impl<S: TableStorage, H: Host> Xive<'_, S, H> {
     }
 
     /// The machine frees a LISN: no later event of it is queued. The number may be claimed again when
-    /// [`Self::sync`] holds.
+    /// [`Self::sync`] holds. Its device is gone, and so are the level and what was latched.
     pub fn free(&self, lisn: u32) -> Result<(), Busy> {
-        self.set_source_config(lisn, self.eas(lisn) & !eas::VALID)
+        self.set_source_config(lisn, self.eas(lisn) & !eas::VALID)?;
+        Self::update(self.storage.page(Page::Source(lisn)), |w| {
+            w & !(source::ASSERTED | source::LATCHED)
+        });
+        Ok(())
     }
 
     /// A vCPU appears: its ring is reset before anybody can reach it.
@@ -207,7 +211,8 @@ impl<S: TableStorage, H: Host> Xive<'_, S, H> {
         });
     }
 
-    /// Machine reset of a source, at a closed gate: off, not asserted; its EAS masked if it is claimed, else 0.
+    /// Machine reset of a source, at a latched gate: off; its EAS masked if it is claimed, else 0.
+    /// Levels belong to the machine and stay, as does what devices latch meanwhile.
     pub fn reset_source(&self, lisn: u32) {
         let eas = match self.eas(lisn) & eas::VALID {
             0 => 0,
@@ -217,9 +222,9 @@ impl<S: TableStorage, H: Host> Xive<'_, S, H> {
         self.storage
             .table_word(Table::Eas(lisn))
             .store(eas, Ordering::Release);
-        self.storage
-            .page(Page::Source(lisn))
-            .store(source::RESET, Ordering::Release);
+        Self::update(self.storage.page(Page::Source(lisn)), |w| {
+            source::RESET | w & (source::ASSERTED | source::LATCHED)
+        });
     }
 
     /// Machine reset of an END, at a closed gate.
