@@ -13,7 +13,7 @@ use super::xics::Xics;
 use super::xive::Xive;
 use crate::layout::header::{Executor, Gate, Mode, State};
 use crate::layout::words::{ics, source};
-use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
+use crate::layout::{AtomicWord, Compat, Geometry, IcMode, Machine, Page, Storage};
 use crate::papr::codes::RtasCall;
 use crate::papr::dispatch;
 use crate::papr::xics::RtasReply;
@@ -105,13 +105,18 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
     /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
     /// the grace period after that is over, so that nobody records any more. `from`: the mode in
     /// which it was recorded.
+    ///
+    /// Within one mode only what was recorded counts: at level `qemu-7.2` a source may be waiting for
+    /// the guest's next step, and a quiesce must not be one (at `papr-1` no source waits like that).
+    /// After a switch every source is evaluated: the new controller has not seen its level.
     pub fn replay(&self, lisn: u32, from: Mode) {
+        let evaluate = from != self.state.mode || self.machine.compat == Compat::Papr1;
         if from != self.state.mode {
             self.carry_latch(lisn, from);
         }
         match self.state.mode {
-            Mode::Xive => self.xive.replay(lisn),
-            Mode::Xics => self.xics.replay(lisn),
+            Mode::Xive => self.xive.replay(lisn, evaluate),
+            Mode::Xics => self.xics.replay(lisn, evaluate),
         }
     }
 

@@ -321,17 +321,23 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// After the gate has opened: makes up for a latched trigger, and sends an LSI whose level rose.
-    pub fn replay(&self, irq: u32) {
+    /// `evaluate`: looks at the source even if nothing was recorded.
+    pub fn replay(&self, irq: u32, evaluate: bool) {
         let Some(n) = self.source_of(irq) else { return };
         let source = self.source_word(n);
+        let mut look = evaluate;
         // Acquire: most sources have nothing to replay.
         if source.load(Acquire) & LATCHED != 0 {
             self.host.journal(irq, 0);
             // AcqRel: takes over what the trigger published.
-            if source.fetch_and(!LATCHED, AcqRel) & (LATCHED | LSI) == LATCHED {
-                self.settle(Work::Deliver(n));
+            match source.fetch_and(!LATCHED, AcqRel) & (LATCHED | LSI) {
+                LATCHED => self.settle(Work::Deliver(n)),
+                word => look |= word & LATCHED != 0,
             }
         }
-        self.look_again(irq);
+        if look {
+            self.look_again(irq);
+        }
+        self.close();
     }
 }

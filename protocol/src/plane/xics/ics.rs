@@ -94,7 +94,8 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
-    /// A level while the gate is latched: only stored, [`replay`](Self::replay) acts on it.
+    /// A level while the gate is latched: only stored, [`replay`](Self::replay) acts on it. LATCHED says
+    /// that it was raised.
     pub fn latch_level(&self, irq: u32, input: LevelInput, level: bool) {
         let Some(n) = self.source_of(irq) else { return };
         let word = self.source_word(n);
@@ -104,7 +105,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
         // AcqRel: as in `latch`.
         if level {
-            word.fetch_or(level_bit(input), AcqRel);
+            word.fetch_or(level_bit(input) | LATCHED, AcqRel);
         } else {
             word.fetch_and(!level_bit(input), AcqRel);
         }

@@ -150,7 +150,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             .fetch_or(source::LATCHED, Ordering::AcqRel);
     }
 
-    /// A level input while the gate is latched: only recorded.
+    /// A level input while the gate is latched: only recorded. LATCHED says that it was raised.
     pub fn latch_level(&self, lisn: u32, input: LevelInput, level: bool) {
         let bit = level_bit(input);
         if !self.is_lsi(lisn) {
@@ -159,24 +159,30 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             }
         } else {
             Self::update(self.storage.page(Page::Source(lisn)), |w| {
-                if level { w | bit } else { w & !bit }
+                if level {
+                    w | bit | source::LATCHED
+                } else {
+                    w & !bit
+                }
             });
         }
     }
 
-    /// Makes up for what was recorded while the gate was latched: one trigger if LATCHED, and the
-    /// assert rule if a level is high. Also right for a source with nothing to make up.
-    pub fn replay(&self, lisn: u32) {
+    /// Makes up for what was recorded while the gate was latched: one trigger, or for an LSI whose
+    /// level is high the assert rule. Also right for a source with nothing to make up. `evaluate`: the
+    /// assert rule even if nothing was recorded.
+    pub fn replay(&self, lisn: u32, evaluate: bool) {
+        let lsi = self.is_lsi(lisn);
         self.step(lisn, |w| {
-            let (mut next, mut forward) = (w & source::PQ, false);
-            if w & source::LATCHED != 0 {
-                (next, forward) = pq::trigger(next);
-            }
-            if w & source::ASSERTED != 0 {
-                let (asserted, level) = pq::assert(next);
-                (next, forward) = (asserted, forward || level);
-            }
-            (w & !source::LATCHED, (next, forward))
+            let latched = w & source::LATCHED != 0;
+            let rule = if lsi && w & source::ASSERTED != 0 && (latched || evaluate) {
+                pq::assert(w)
+            } else if !lsi && latched {
+                pq::trigger(w)
+            } else {
+                (w & source::PQ, false)
+            };
+            (w & !source::LATCHED, rule)
         });
     }
 
