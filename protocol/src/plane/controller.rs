@@ -13,7 +13,7 @@ use super::xics::Xics;
 use super::xive::Xive;
 use crate::layout::header::{Executor, Gate, Mode, State};
 use crate::layout::words::{ics, source};
-use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
+use crate::layout::{AtomicWord, Compat, Geometry, IcMode, Machine, Page, Storage};
 use crate::papr::codes::RtasCall;
 use crate::papr::dispatch;
 use crate::papr::xics::RtasReply;
@@ -102,8 +102,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
-    /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
-    /// the grace period after that is over, so that nobody records any more. `from`: the mode in
+    /// Acts on what was recorded for a source: one trigger, or a level that rose. The gate has opened
+    /// and the grace period after that is over, so that nobody records any more. `from`: the mode in
     /// which it was recorded.
     pub fn replay(&self, lisn: u32, from: Mode) {
         if from != self.state.mode {
