@@ -26,7 +26,7 @@ fn set_log(vmm: &Frontend, log: &File) {
 }
 
 /// Writes the first entry of a page.
-fn touch(daemon: &Served1, page: u64) {
+fn touch(daemon: &Daemon, page: u64) {
     assert!(daemon.ram.write_queue_entry(page * 4096, 0xdead_beef));
 }
 
