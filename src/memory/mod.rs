@@ -81,7 +81,10 @@ impl MemoryError {
 
 /// The shared memory of one machine, locked by us.
 pub struct SharedMemory {
+    /// The open file description that goes to the VMM.
     file: File,
+    /// Ours alone: holds the lock.
+    _lock: File,
     /// Its words.
     pub storage: Arc<OwnedStorage>,
     /// Its machine.
@@ -96,7 +99,7 @@ impl SharedMemory {
     pub fn create(machine: Machine) -> Result<Self, MemoryError> {
         let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
         let file = memfd::create(geometry.size())?;
-        memfd::lock(&file)?;
+        let lock = memfd::lock(&file)?;
         let storage = Arc::new(map_owned(&file, geometry)?);
         let set = |w, value| {
             // Release: the magic, stored last, publishes the rest to `header::check`.
@@ -114,6 +117,7 @@ impl SharedMemory {
         set(word::MAGIC, header::MAGIC);
         Ok(Self {
             file,
+            _lock: lock,
             storage,
             machine,
             generation: 1,
@@ -125,7 +129,7 @@ impl SharedMemory {
     pub fn adopt(fd: OwnedFd, expected_generation: u64) -> Result<Self, MemoryError> {
         let file = File::from(fd);
         let (machine, geometry) = inspect(&file, expected_generation)?;
-        memfd::lock(&file)?;
+        let lock = memfd::lock(&file)?;
         let storage = Arc::new(map_owned(&file, geometry)?);
         let raise = |w| {
             // Only the lock's holder writes header words; Release as in `create`.
@@ -138,6 +142,7 @@ impl SharedMemory {
         raise(word::START_COUNT);
         Ok(Self {
             file,
+            _lock: lock,
             storage,
             machine,
             generation,
@@ -231,27 +236,15 @@ mod tests {
         memory.file.as_fd().try_clone_to_owned().unwrap()
     }
 
-    /// A second open file description of the same memory, as another process would hold after the
-    /// first one died.
-    fn reopen(memory: &SharedMemory) -> OwnedFd {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}", memory.file.as_raw_fd());
-        File::options()
-            .read(true)
-            .write(true)
-            .open(path)
-            .unwrap()
-            .into()
-    }
-
     #[test]
     fn memory_of_a_live_daemon_is_refused_and_that_of_a_dead_one_taken() {
         let first = SharedMemory::create(machine()).unwrap();
+        // The VMM keeps what GET_SHM gave it, and hands just that to the next daemon.
+        let kept = dup(&first);
         assert!(matches!(
-            SharedMemory::adopt(reopen(&first), 1),
+            SharedMemory::adopt(dup(&first), 1),
             Err(MemoryError::Locked)
         ));
-        let kept = reopen(&first);
         drop(first);
         let second = SharedMemory::adopt(kept, 1).unwrap();
         assert_eq!(
