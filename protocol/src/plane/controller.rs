@@ -13,7 +13,7 @@ use super::xics::Xics;
 use super::xive::Xive;
 use crate::layout::header::{Executor, Gate, Mode, State};
 use crate::layout::words::{ics, source};
-use crate::layout::{AtomicWord, Compat, Geometry, IcMode, Machine, Page, Storage};
+use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
 use crate::papr::codes::RtasCall;
 use crate::papr::dispatch;
 use crate::papr::xics::RtasReply;
