@@ -37,14 +37,10 @@ pub struct Options {
     /// Kill the daemon (SIGKILL) at this moment
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with_all = ["kills", "no_kill"])]
     pub kill_at: Option<Duration>,
-    /// Kill the daemon so many times, at moments that follow from the seed
-    #[arg(
-        long,
-        default_value_t = 1,
-        value_name = "N",
-        conflicts_with = "no_kill"
-    )]
-    pub kills: u32,
+    /// Kill the daemon so many times, at moments that follow from the seed [default: 1 if the VMM runs
+    /// the data plane, 0 if the daemon does]
+    #[arg(long, value_name = "N", conflicts_with = "no_kill")]
+    pub kills: Option<u32>,
     /// Let the daemon live
     #[arg(long)]
     pub no_kill: bool,

@@ -20,15 +20,22 @@ pub struct Faults {
     fault: Option<Fault>,
     rng: Mutex<Rng>,
     struck: AtomicU64,
+    /// By vCPU: so many of its next kicks are dropped.
+    deaf: Vec<AtomicU64>,
 }
+
+/// Kicks that a vCPU does not hear in a row. One would be made up for by the next interrupt; a wake-up
+/// is lost for good only when everything that could wake the vCPU has tried.
+const DEAF_FOR: u64 = 200;
 
 impl Faults {
     /// Strikes with `fault` now and then.
-    pub fn new(fault: Option<Fault>, seed: u64) -> Arc<Self> {
+    pub fn new(fault: Option<Fault>, seed: u64, vcpus: u32) -> Arc<Self> {
         Arc::new(Self {
             fault,
             rng: Mutex::new(Rng::new(seed, 0xbad)),
             struck: AtomicU64::new(0),
+            deaf: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
@@ -41,6 +48,22 @@ impl Faults {
         let yes = rng.one_in(n);
         self.struck.fetch_add(u64::from(yes), Ordering::Relaxed);
         yes
+    }
+
+    /// The kick of this vCPU gets lost.
+    pub fn drops_kick(&self, server: u32) -> bool {
+        let Some(deaf) = self.deaf.get(server as usize) else {
+            return false;
+        };
+        let left = deaf.load(Ordering::Relaxed);
+        if left > 0 {
+            deaf.store(left - 1, Ordering::Relaxed);
+        } else if self.strikes(Fault::Kick, 500) {
+            deaf.store(DEAF_FOR, Ordering::Relaxed);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// How often it struck.

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::board::{Board, Cpu, Gone, Numbers, Step};
 use crate::cells::Cells;
-use crate::cli::{Fault, Options};
+use crate::cli::Options;
 use crate::conductor::{Conductor, MSI_RANGE_START, all_latencies, claim_msis};
 use crate::device_process::DeviceProcess;
 use crate::devices::{Devices, Source, Style};
@@ -39,7 +39,7 @@ type Halts = Arc<Vec<Halt<Role>>>;
 /// The whole run; false if something was lost or wrong.
 pub fn run(options: Options) -> Step<bool> {
     let halts: Halts = Arc::new((0..options.vcpus).map(|_| Halt::default()).collect());
-    let faults = Faults::new(options.fault, options.seed);
+    let faults = Faults::new(options.fault, options.seed, options.vcpus);
     let sources = plan_sources(&options);
     let (cells, cells_file) = Cells::create(sources.len()).map_err(io("the cells' memfd"))?;
     // The device process first: it inherits descriptors, which nothing started later should.
@@ -159,7 +159,7 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
     let kick = {
         let (halts, faults) = (halts.clone(), faults.clone());
         move |server: u32| {
-            if !faults.strikes(Fault::Kick, 200)
+            if !faults.drops_kick(server)
                 && let Some(halt) = halts.get(server as usize)
             {
                 halt.kick();

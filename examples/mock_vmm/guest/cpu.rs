@@ -1,6 +1,7 @@
 //! A vCPU: waits, takes its interrupts, runs their handlers, and between them does what the rest of a
 //! kernel does to its interrupts: IPIs, affinity changes, masking, CPU hot-plug.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -208,7 +209,9 @@ impl Core {
     fn send_ipi(&mut self) -> Step {
         let kernel = self.kernel.clone();
         let topology = kernel.online();
-        if let Some(to) = topology.pick(&mut self.rng, Some(self.me)) {
+        let ending = kernel.ending.load(Ordering::Acquire);
+        let to = topology.pick(&mut self.rng, Some(self.me));
+        if let (false, Some(to)) = (ending, to) {
             kernel.mail[to as usize].post();
             self.chip.send_ipi(to)?;
         }

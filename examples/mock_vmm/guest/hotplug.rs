@@ -12,6 +12,9 @@ use crate::tally::{Kind, Tally};
 pub fn change(core: &mut Core) -> Step {
     let kernel = core.kernel.clone();
     let topology = kernel.online();
+    if kernel.ending.load(Ordering::Acquire) {
+        return Ok(());
+    }
     let off = topology.on.iter().position(|on| !on);
     let victim = topology.pick(&mut core.rng, Some(core.me));
     match (off, victim) {

@@ -111,6 +111,13 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
+    /// An empty one. An IPI to the kernel before this one may still come, once.
+    fn new() -> Self {
+        let mailbox = Self::default();
+        mailbox.credit.store(1, Ordering::Relaxed);
+        mailbox
+    }
+
     /// Before the IPI is sent. Several vCPUs may do so at once.
     pub fn post(&self) {
         self.stamp.store(now(), Ordering::Relaxed);
@@ -272,7 +279,7 @@ impl Kernel {
             topology: RwLock::new(Topology {
                 on: vec![false; vcpus],
             }),
-            mail: (0..vcpus).map(|_| Mailbox::default()).collect(),
+            mail: (0..vcpus).map(|_| Mailbox::new()).collect(),
             ipis: (0..vcpus).map(|_| Mutex::default()).collect(),
             freed_queues: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             ending: AtomicBool::new(false),
