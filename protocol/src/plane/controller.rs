@@ -102,8 +102,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
-    /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
-    /// the grace period after that is over, so that nobody records any more. `from`: the mode in
+    /// Acts on what was recorded for a source: one trigger, or a level that rose. The gate has opened
+    /// and the grace period after that is over, so that nobody records any more. `from`: the mode in
     /// which it was recorded.
     pub fn replay(&self, lisn: u32, from: Mode) {
         if from != self.state.mode {
