@@ -1,1 +1,53 @@
-//! (skeleton)
+//! What a VMM links to run its guest's interrupts on papr-intc.
+//!
+//! [`Intc::start`] spawns the daemon and keeps one alive; [`Vcpu`] and [`Source`] are what vCPU and
+//! device threads call. In mapped mode those calls run the data plane of `papr-intc-protocol` on shared
+//! memory, with the VMM's own threads; what configures, and everything in remote mode, is a message to
+//! the daemon, which may be away for a while: the caller waits, and its request runs once.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`connection`] | one stream: framing, descriptors |
+//! | [`channel`] | a numbered line of requests over all daemons: waiting, replay |
+//! | `handshake` | what a daemon is told, first or restarted |
+//! | `supervisor`, `process`, `signals` | watch, fence, restart |
+//! | `core` | what all of these share, and the order of locks |
+//! | [`epoch`], `host` | what a transition needs of this process |
+//! | `shm`, `guest_ram` | memory: the controller's, the guest's |
+//! | `io_thread`, `event` | irqfds and kicks |
+//! | `intc`, `vcpu`, `source` | the handles |
+
+// A panic on outside input is a defect of ours; an invariant is stated by `expect`.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod channel;
+pub mod connection;
+mod core;
+pub mod epoch;
+mod error;
+mod event;
+#[cfg(test)]
+mod fake_peer;
+mod guest_ram;
+mod handshake;
+mod host;
+mod intc;
+mod io_thread;
+mod process;
+mod shm;
+mod signals;
+mod source;
+mod supervisor;
+mod sync;
+mod vcpu;
+
+pub use crate::core::Options;
+pub use error::Error;
+pub use guest_ram::{GuestRam, Memory};
+pub use host::{FrontHost, Kick};
+pub use intc::Intc;
+pub use papr_intc_protocol as protocol;
+pub use papr_intc_protocol::layout::header::Executor;
+pub use process::Launcher;
+pub use source::Source;
+pub use vcpu::{TimeBase, Vcpu};

@@ -11,10 +11,11 @@ use nix::sys::socket::{
 use std::os::fd::AsRawFd;
 
 /// Takes over descriptor `number`, which a parent process left us; it must be a Unix socket. Not
-/// passed on to children of ours.
+/// passed on to children of ours. 0 is the front-end's choice: as standard input the socket reaches
+/// this process and no other that the VMM starts at the same time.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
-    let is_standard = (0..=2).contains(&number);
-    if number < 0 || is_standard {
+    let is_output = (1..=2).contains(&number);
+    if number < 0 || is_output {
         return Err(io::Error::other(
             "not a descriptor that a parent could have left",
         ));

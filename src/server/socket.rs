@@ -501,21 +501,19 @@ pub fn header(request: u32, flags: u32, size: u32) -> [u8; HEADER_LEN] {
     bytes
 }
 
-/// Waits until the socket is ready or has failed; false when `until` has passed.
+/// Waits until the socket is ready or has failed; false when `until` has passed and it is not. Looks once even if the time
+/// is over: this process may have been stopped in between, and the peer may not.
 fn wait(socket: BorrowedFd<'_>, events: PollFlags, until: Option<Instant>) -> Result<bool, Errno> {
     loop {
-        let timeout = match until {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        // Rounded up, or the last millisecond would be a busy loop.
+        let timeout = match left {
             None => PollTimeout::NONE,
-            Some(until) => {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Ok(false);
-                }
-                // Rounded up, or the last millisecond would be a busy loop.
-                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-            }
+            Some(left) if left.is_zero() => PollTimeout::ZERO,
+            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
         };
         match poll(&mut [PollFd::new(socket, events)], timeout) {
+            Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return Ok(true),
             Err(error) => return Err(error),

@@ -29,8 +29,9 @@ use crate::server::socket::{
     FLAG_NEED_REPLY, RawMessage, SEND_DEADLINE, recv_message, send_message,
 };
 
-/// How long the inner thread may take over one request. It maps memory and no more, so this is a bug when it is reached.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the inner thread may take over one request. It maps memory and no more, so this is a bug when it is reached;
+/// long, because a process that was stopped for a while is not one.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The standard half cannot go on; the daemon has to end, and a new one be started.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +86,8 @@ pub(super) struct Inner {
 impl Inner {
     /// Starts the inner daemon, with no memory and nothing negotiated.
     pub(super) fn new(backend: &Arc<StdBackend>) -> Result<Self, StandardError> {
-        let mut endpoint =
-            Endpoint::new().map_err(|e| StandardError::new("no private socket", e))?;
+        let mut endpoint = Endpoint::new()
+            .map_err(|e| StandardError::new("no private socket in the temporary directory", e))?;
         let mut daemon = fresh(backend)?;
         let socket = connect(&mut daemon, &mut endpoint)?;
         Ok(Self {

@@ -11,7 +11,8 @@
 //! | SET_OWNER only once | answered here |
 //! | nothing says when a set-request has taken effect | REPLY_ACK is always negotiated with the inner daemon; the next request is served after the acknowledgement, which is passed on only if the VMM asked |
 //! | more than 32 descriptors hang it | refused here |
-//! | the dirty log misses added regions and new tables, and ignores LOG_ALL | [`dirty_log`] |
+//! | the dirty log misses added regions and new tables, and ignores LOG_ALL | `dirty_log.rs` |
+//! | a memory table has to be sorted, and may reach beyond the end of its files | sorted here; refused in `guest_ram.rs` |
 //! | guest memory stays mapped when the VMM goes | [`Standard::connection_ended`] |
 //!
 //! One thread owns a [`Standard`]. It touches no socket of the VMM: the owner reads the request, acts on the events, and
@@ -147,6 +148,13 @@ impl Standard {
     /// # Errors
     /// The inner daemon is lost. Refused requests are no error.
     pub fn serve(&mut self, mut message: RawMessage) -> Result<Served, StandardError> {
+        if message.is_reply() {
+            self.log_refusal(message.request, "a reply to nothing");
+            return Ok(Served {
+                events: Vec::new(),
+                reply: None,
+            });
+        }
         let answer = match request::service(message.request) {
             Service::Owner => Ok(None),
             service @ (Service::Set | Service::Get) => self.pass_on(service, &mut message)?,
@@ -178,6 +186,9 @@ impl Standard {
     ) -> Result<Result<Option<RawMessage>, String>, StandardError> {
         if let Err(why) = self.check(message) {
             return Ok(Err(why));
+        }
+        if message.request == u32::from(FrontendReq::SET_MEM_TABLE) {
+            request::sort_table(&mut message.body, &mut message.fds);
         }
         let raised = with_reply_ack(message);
         let body = raised.as_ref().map_or(&message.body[..], |body| &body[..]);

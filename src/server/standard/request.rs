@@ -80,6 +80,29 @@ pub(super) fn refusal(request: u32, body: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
+/// Puts the regions of a SET_MEM_TABLE, and their descriptors, into the order of guest addresses: vm-memory takes no other,
+/// and the specification demands none. Leaves alone what is not a table, for the inner daemon to refuse.
+pub(super) fn sort_table<F>(body: &mut [u8], fds: &mut Vec<F>) {
+    const HEAD: usize = 8;
+    const REGION: usize = 32;
+    let Some((_, table)) = body.split_at_mut_checked(HEAD) else {
+        return;
+    };
+    if table.len() != fds.len() * REGION {
+        return;
+    }
+    let regions: Vec<[u8; REGION]> = table
+        .chunks_exact(REGION)
+        .filter_map(|bytes| bytes.try_into().ok())
+        .collect();
+    let mut rows: Vec<_> = regions.into_iter().zip(fds.drain(..)).collect();
+    rows.sort_by_key(|(region, _)| region.first_chunk().copied().map(u64::from_ne_bytes));
+    for (slot, (region, fd)) in table.chunks_exact_mut(REGION).zip(rows) {
+        slot.copy_from_slice(&region);
+        fds.push(fd);
+    }
+}
+
 /// The name of a request, for people.
 pub(super) fn name(request: u32) -> String {
     FrontendReq::try_from(request).map_or_else(|_| format!("{request}"), |code| format!("{code:?}"))

@@ -22,6 +22,7 @@ use crate::server::socket::{FLAG_NEED_REPLY, recv_message, send_message};
 
 mod logging;
 mod memory;
+mod model;
 mod negotiation;
 mod refusal;
 
@@ -34,13 +35,13 @@ fn identity() -> [u8; IDENTITY_LEN] {
 }
 
 /// The daemon's side: serves one connection until the VMM hangs up, and hands the standard half back.
-struct Served1 {
+struct Daemon {
     thread: JoinHandle<Standard>,
     events: Receiver<StandardEvent>,
     ram: GuestRam,
 }
 
-fn serve(mut standard: Standard) -> (UnixStream, Served1) {
+fn serve(mut standard: Standard) -> (UnixStream, Daemon) {
     let (theirs, ours) = UnixStream::pair().unwrap();
     let (sender, events) = channel();
     let ram = standard.ram();
@@ -59,7 +60,7 @@ fn serve(mut standard: Standard) -> (UnixStream, Served1) {
     });
     (
         theirs,
-        Served1 {
+        Daemon {
             thread,
             events,
             ram,
@@ -67,7 +68,7 @@ fn serve(mut standard: Standard) -> (UnixStream, Served1) {
     )
 }
 
-impl Served1 {
+impl Daemon {
     fn events(&self) -> Vec<StandardEvent> {
         self.events.try_iter().collect()
     }
@@ -79,7 +80,7 @@ impl Served1 {
 }
 
 /// A stock front-end that has shaken hands and asks for acknowledgements.
-fn stock() -> (Frontend, Served1) {
+fn stock() -> (Frontend, Daemon) {
     let (socket, daemon) = serve(Standard::new(identity()).unwrap());
     (shake_hands(socket, FEATURES & !LOG_ALL), daemon)
 }
@@ -165,7 +166,7 @@ impl Raw {
     }
 }
 
-fn raw() -> (Raw, Served1) {
+fn raw() -> (Raw, Daemon) {
     let (socket, daemon) = serve(Standard::new(identity()).unwrap());
     (Raw(socket), daemon)
 }

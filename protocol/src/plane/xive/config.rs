@@ -173,9 +173,13 @@ impl<S: TableStorage, H: Host> Xive<'_, S, H> {
     }
 
     /// The machine frees a LISN: no later event of it is queued. The number may be claimed again when
-    /// [`Self::sync`] holds.
+    /// [`Self::sync`] holds. Its device is gone, and so are the level and what was latched.
     pub fn free(&self, lisn: u32) -> Result<(), Busy> {
-        self.set_source_config(lisn, self.eas(lisn) & !eas::VALID)
+        self.set_source_config(lisn, self.eas(lisn) & !eas::VALID)?;
+        Self::update(self.storage.page(Page::Source(lisn)), |w| {
+            w & !(source::ASSERTED | source::LATCHED)
+        });
+        Ok(())
     }
 
     /// A vCPU appears: its ring is reset before anybody can reach it.

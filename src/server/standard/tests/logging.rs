@@ -3,7 +3,7 @@
 use super::*;
 
 /// Pages marked in the log, ascending.
-fn dirty(log: &File) -> Vec<u64> {
+pub(super) fn dirty(log: &File) -> Vec<u64> {
     let mut bytes = vec![0; log.metadata().unwrap().len() as usize];
     log.read_exact_at(&mut bytes, 0).unwrap();
     let page = |byte: usize, bit: u64| byte as u64 * 8 + bit;
@@ -26,7 +26,7 @@ fn set_log(vmm: &Frontend, log: &File) {
 }
 
 /// Writes the first entry of a page.
-fn touch(daemon: &Served1, page: u64) {
+fn touch(daemon: &Daemon, page: u64) {
     assert!(daemon.ram.write_queue_entry(page * 4096, 0xdead_beef));
 }
 

@@ -98,3 +98,19 @@ fn memory_is_not_populated_by_being_shared() {
     assert!(daemon.ram.write_queue_entry(0, 1));
     assert_eq!(ram.metadata().unwrap().blocks() * 512, 4096);
 }
+
+#[test]
+fn the_order_of_a_table_does_not_matter() {
+    let (vmm, daemon) = stock();
+    let (one, two, three) = (memfd(MIB), memfd(MIB), memfd(MIB));
+    let table = [
+        region(&three, 8 * MIB, MIB, 0),
+        region(&one, 0, MIB, 0),
+        region(&two, 4 * MIB, MIB, 0),
+    ];
+    vmm.set_mem_table(&table).unwrap();
+    for (file, gpa) in [(&one, 0), (&two, 4 * MIB), (&three, 8 * MIB)] {
+        assert!(daemon.ram.write_queue_entry(gpa, (gpa / MIB) as u32 + 1));
+        assert_eq!(u32::from_be_bytes(word_at(file, 0)), (gpa / MIB) as u32 + 1);
+    }
+}

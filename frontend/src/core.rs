@@ -1,0 +1,276 @@
+//! What the handles, the supervisor and the I/O thread of one machine share.
+//!
+//! Locks, in the order in which they may be taken: `topology` (held over messages of one session, and
+//! over a whole handshake), `vcpus` (never held over a message), then the leaf locks of channels and
+//! the intake. A thread that waits for the next daemon ([`Patience::Persist`]) holds none of them.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
+
+use papr_intc_protocol::layout::header::Executor;
+use papr_intc_protocol::layout::mapped::MappedStorage;
+use papr_intc_protocol::layout::words::run;
+use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Page, Storage};
+use papr_intc_protocol::plane::{LevelInput, Outcome, Plane};
+use papr_intc_protocol::wire::Request;
+use papr_intc_protocol::wire::source::{SetLevel, Trigger};
+
+use crate::channel::{Channel, LossReport, Patience, Shut};
+use crate::epoch::Slots;
+use crate::error::Error;
+use crate::guest_ram::GuestRam;
+use crate::host::{FrontHost, Kick};
+use crate::io_thread::{Intake, Sink};
+use crate::shm::{self, Shm};
+use crate::signals::Signals;
+use crate::sync::{lock, read};
+use crate::vcpu::VcpuState;
+
+/// What a VMM asks for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The machine, the same for the life of the guest.
+    pub machine: Machine,
+    /// Who runs the data plane: the front-end (mapped mode) or the daemon (remote mode).
+    pub executor: Executor,
+    /// Send every call and trigger to the daemon, in mapped mode too. For tests.
+    pub forward_all: bool,
+    /// Name of the VMM or guest, for the daemon's log.
+    pub name: String,
+}
+
+/// The plane of the mapped mode, as the front-end runs it.
+pub(crate) type FrontPlane = Plane<Arc<MappedStorage>, FrontHost>;
+
+/// The mapped pages and who executes on them.
+pub(crate) struct Mapped {
+    pub plane: FrontPlane,
+    slots: Arc<Slots>,
+}
+
+/// What the next daemon has to be told, beside the vCPUs.
+pub(crate) struct Topology {
+    /// Who is to execute: what the next START says.
+    pub executor: Executor,
+    /// Who reads the irqfds, from the moment they were handed over.
+    pub irqfds_at: Executor,
+    /// The shared memory; none before the first handshake.
+    pub shm: Option<Shm>,
+}
+
+pub(crate) struct Core {
+    pub options: Options,
+    pub geometry: Geometry,
+    pub ram: Arc<GuestRam>,
+    pub kick: Kick,
+    pub main: Channel,
+    pub vcpus: RwLock<BTreeMap<u32, Arc<VcpuState>>>,
+    pub topology: Mutex<Topology>,
+    pub mapped: OnceLock<Mapped>,
+    pub intake: Intake,
+    pub signals: Arc<Signals>,
+    dead: Arc<AtomicU64>,
+}
+
+impl Core {
+    pub fn new(options: Options, ram: Arc<GuestRam>, kick: Kick) -> Result<Self, Error> {
+        let geometry = options
+            .machine
+            .geometry()
+            .ok_or_else(|| Error::Invalid("the machine's numbers are out of range".to_owned()))?;
+        let signals = Arc::new(Signals::new()?);
+        let executor = options.executor;
+        Ok(Self {
+            geometry,
+            ram,
+            kick,
+            main: Channel::new(loss_report(&signals)),
+            vcpus: RwLock::new(BTreeMap::new()),
+            topology: Mutex::new(Topology {
+                executor,
+                irqfds_at: executor,
+                shm: None,
+            }),
+            mapped: OnceLock::new(),
+            intake: Intake::new(executor == Executor::FrontEnd)?,
+            signals,
+            dead: Arc::new(AtomicU64::new(0)),
+            options,
+        })
+    }
+
+    /// For a new channel.
+    pub fn loss_report(&self) -> LossReport {
+        loss_report(&self.signals)
+    }
+
+    /// Maps the pages, if they are not mapped yet.
+    pub fn ensure_mapped(&self, shm: &Shm) -> Result<&Mapped, Error> {
+        if let Some(mapped) = self.mapped.get() {
+            return Ok(mapped);
+        }
+        let storage = Arc::new(shm::map(shm, self.geometry, &self.options.machine)?);
+        self.store_dead(&storage);
+        let dead = Arc::clone(&self.dead);
+        let host = FrontHost::new(Arc::clone(&self.ram), Arc::clone(&self.kick), dead);
+        let plane = Plane::new(storage, host, self.options.machine)
+            .ok_or_else(|| Error::Invalid("the machine has no geometry".to_owned()))?;
+        let slots = Slots::new(self.geometry.epochs());
+        Ok(self.mapped.get_or_init(|| Mapped { plane, slots }))
+    }
+
+    /// Runs a transition here, waiting while the gate is latched. `None`: it must be sent.
+    pub fn local<T>(
+        &self,
+        mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+    ) -> Result<Option<T>, Error> {
+        let Some(mapped) = self.mapped.get() else {
+            return Ok(None);
+        };
+        if self.options.forward_all {
+            return Ok(None);
+        }
+        let mut waits = 0;
+        loop {
+            let plane = &mapped.plane;
+            let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
+            plane.host().deliver();
+            match outcome {
+                Outcome::Done(value) => return Ok(Some(value)),
+                Outcome::Elsewhere => return Ok(None),
+                Outcome::Latched => self.wait_for_gate(&mut waits)?,
+            }
+        }
+    }
+
+    /// A machine-wide operation is under way, or the daemon died in one. Nothing signals its end (the
+    /// gate is a word that the daemon stores), so the thread looks again, less and less often.
+    #[cold]
+    pub fn wait_for_gate(&self, waits: &mut u32) -> Result<(), Error> {
+        if let Some(error) = self.main.shut_error() {
+            return Err(error);
+        }
+        match *waits {
+            0..64 => std::thread::yield_now(),
+            n => std::thread::sleep(Duration::from_micros(20 << ((n - 64) / 16).min(6))),
+        }
+        *waits = waits.saturating_add(1);
+        Ok(())
+    }
+
+    pub fn trigger(&self, lisn: u32) -> Result<(), Error> {
+        match self.local(|plane, epoch| plane.trigger(epoch, lisn))? {
+            Some(()) => Ok(()),
+            None => self.ask(&Trigger { lisn, zero: 0 }),
+        }
+    }
+
+    pub fn set_level(&self, lisn: u32, level: bool) -> Result<(), Error> {
+        let input = LevelInput::Vmm;
+        match self.local(|plane, epoch| plane.set_level(epoch, lisn, input, level))? {
+            Some(()) => Ok(()),
+            None => self.ask(&SetLevel {
+                lisn,
+                level: u32::from(level),
+            }),
+        }
+    }
+
+    /// A request on the main channel, over as many daemons as it takes.
+    pub fn ask<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+        self.main.call(request, &[]).map(|(reply, _)| reply)
+    }
+
+    /// A request that the next handshake makes superfluous.
+    pub fn ask_session<R: Request>(
+        &self,
+        request: &R,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<u64, Error> {
+        let answer = self.main.send(Patience::ThisSession, request, fds)?;
+        Ok(answer.session)
+    }
+
+    /// Every vCPU, in order.
+    pub fn all_vcpus(&self) -> Vec<Arc<VcpuState>> {
+        read(&self.vcpus).values().cloned().collect()
+    }
+
+    /// Every line may have changed.
+    pub fn kick_all(&self) {
+        for vcpu in self.all_vcpus() {
+            vcpu.look_again();
+            (self.kick)(vcpu.server());
+        }
+    }
+
+    /// No channel has a daemon.
+    pub fn all_down(&self) {
+        self.main.down(u64::MAX);
+        for vcpu in self.all_vcpus() {
+            vcpu.channel().down(u64::MAX);
+        }
+    }
+
+    /// No channel will have one any more.
+    pub fn shut(&self, why: &Shut) {
+        self.main.shut(why.clone());
+        for vcpu in self.all_vcpus() {
+            vcpu.channel().shut(why.clone());
+        }
+    }
+
+    /// All daemons are dead up to the generation that the header has now.
+    pub fn bury(&self, dead: u64) {
+        // Relaxed: see `FrontHost::is_dead`.
+        self.dead.fetch_max(dead, Ordering::Relaxed);
+        if let Some(mapped) = self.mapped.get() {
+            self.store_dead(mapped.plane.storage());
+        }
+    }
+
+    fn store_dead<S: Storage>(&self, storage: &S) {
+        let dead = self.dead.load(Ordering::Relaxed);
+        // Release pairs with the next daemon's Acquire; the front-end itself reads its own copy.
+        storage
+            .page(Page::Run(run::DEAD_GENERATION))
+            .store(dead, Ordering::Release);
+    }
+}
+
+fn loss_report(signals: &Arc<Signals>) -> LossReport {
+    let signals = Arc::clone(signals);
+    Arc::new(move |session| signals.lost(session))
+}
+
+impl Sink for Core {
+    fn trigger(&self, lisn: u32) {
+        if let Err(e) = Core::trigger(self, lisn) {
+            log::warn!("an event of the irqfd of source {lisn:#x} is lost: {e}");
+        }
+    }
+
+    fn kicked(&self, server: u32) {
+        if let Some(vcpu) = read(&self.vcpus).get(&server) {
+            vcpu.look_again();
+        }
+        (self.kick)(server);
+    }
+}
+
+/// Takes the topology lock for as long as one session lasts, again and again until `step` has run in one.
+pub(crate) fn in_one_session<T>(
+    core: &Core,
+    mut step: impl FnMut(&mut Topology) -> Result<T, Error>,
+) -> Result<T, Error> {
+    loop {
+        core.main.wait_up()?;
+        match step(&mut lock(&core.topology)) {
+            Err(Error::Lost) => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The whole handshake with a daemon, first or restarted: a function of what the VMM has asked for so
+//! far (SPEC.md §1.4; protocol "after a crash", steps 5 to 11). It is never resumed in part: any
+//! failure means another daemon and the whole of it again.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use papr_intc_protocol::layout::header::Executor;
+use papr_intc_protocol::wire::handshake::{
+    GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, verdict,
+};
+use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
+use papr_intc_protocol::wire::vcpu::{VcpuChannel, VcpuConnect};
+use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, MAX_FDS, Request, Text, Wire, flag};
+use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
+use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+
+use crate::connection::Connection;
+use crate::core::{Core, Topology};
+use crate::error::Error;
+use crate::event::Event;
+use crate::shm::Shm;
+use crate::vcpu::VcpuState;
+
+/// Bit 32: every vhost-user device of today.
+const VIRTIO_F_VERSION_1: u64 = 1 << 32;
+
+/// A vCPU with the new connection of its channel.
+type Opened = (Arc<VcpuState>, Arc<Connection>);
+
+/// What a handshake achieved.
+pub(crate) struct Established {
+    /// Of the daemon, in the header.
+    pub generation: u64,
+    /// A channel for every vCPU.
+    pub channels: Vec<Opened>,
+    /// What START found to do.
+    pub counts: StartReply,
+}
+
+/// A handshake under way.
+struct Handshake<'a> {
+    core: &'a Core,
+    connection: &'a Connection,
+}
+
+/// Runs it. The caller holds the topology lock until the channels are up.
+pub(crate) fn run(
+    core: &Core,
+    topology: &mut Topology,
+    connection: &Connection,
+) -> Result<Established, Error> {
+    let shake = Handshake { core, connection };
+    shake.features()?;
+    let hello = shake.hello(topology)?;
+    shake.machine()?;
+    if core.options.machine.ram_shared {
+        shake.mem_table()?;
+    }
+    shake.memory(topology)?;
+    if hello.verdict == verdict::DEMOTE && topology.executor == Executor::FrontEnd {
+        log::warn!("the daemon asks to run the data plane itself: demoted to remote mode");
+        topology.executor = Executor::Daemon;
+        topology.irqfds_at = Executor::Daemon;
+        core.intake.pause();
+    }
+    let channels = shake.vcpus()?;
+    if topology.irqfds_at == Executor::Daemon {
+        let irqfds = core.intake.irqfds();
+        shake.irqfds(&irqfds)?;
+    }
+    let counts = shake.start(topology.executor)?;
+    Ok(Established {
+        generation: topology.shm.as_ref().map_or(0, Shm::generation),
+        channels,
+        counts,
+    })
+}
+
+impl Handshake<'_> {
+    fn ask<R: Request>(
+        &self,
+        request: &R,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
+        let seq = self.core.main.next_seq();
+        self.connection.exchange(seq, 0, request, fds)
+    }
+
+    fn get(&self, name: &'static str, code: FrontendReq) -> Result<u64, Error> {
+        self.connection
+            .standard(name, code as u32, 0, &[], &[], true)
+    }
+
+    fn set(
+        &self,
+        name: &'static str,
+        code: FrontendReq,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+        acknowledged: bool,
+    ) -> Result<(), Error> {
+        let flags = if acknowledged { flag::NEED_REPLY } else { 0 };
+        let code = code as u32;
+        match self
+            .connection
+            .standard(name, code, flags, body, fds, acknowledged)?
+        {
+            0 => Ok(()),
+            n => Err(Error::Unfit(format!("{name} was refused with {n}"))),
+        }
+    }
+
+    /// SET_OWNER, and the features: does the other side understand PAPR messages at all?
+    fn features(&self) -> Result<(), Error> {
+        self.set("SET_OWNER", FrontendReq::SET_OWNER, &[], &[], false)?;
+        let offered = self.get("GET_FEATURES", FrontendReq::GET_FEATURES)?;
+        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let needed = FEATURE_PAPR_MESSAGES | protocol;
+        if offered & needed != needed {
+            return Err(Error::Unfit(format!(
+                "it offers the features {offered:#x}, which lack {:#x}",
+                needed & !offered
+            )));
+        }
+        let acked = offered & (needed | VIRTIO_F_VERSION_1);
+        let body = acked.to_bytes();
+        self.set("SET_FEATURES", FrontendReq::SET_FEATURES, &body, &[], false)?;
+
+        let get = FrontendReq::GET_PROTOCOL_FEATURES;
+        let offered = self.get("GET_PROTOCOL_FEATURES", get)?;
+        let ack = VhostUserProtocolFeatures::REPLY_ACK.bits();
+        if offered & ack == 0 {
+            return Err(Error::Unfit("it does not offer REPLY_ACK".to_owned()));
+        }
+        let set = FrontendReq::SET_PROTOCOL_FEATURES;
+        self.set("SET_PROTOCOL_FEATURES", set, &ack.to_bytes(), &[], false)
+    }
+
+    fn hello(&self, topology: &Topology) -> Result<HelloReply, Error> {
+        let maps = topology.executor == Executor::FrontEnd;
+        let request = Hello {
+            protocol_min: PROTOCOL_VERSION,
+            protocol_max: PROTOCOL_VERSION,
+            layout_min: LAYOUT_VERSION,
+            layout_max: LAYOUT_VERSION,
+            plane_abi: if maps { PLANE_ABI } else { 0 },
+            zero: 0,
+            features: 0,
+            generation: topology.shm.as_ref().map_or(0, Shm::generation),
+            name: Text(self.core.options.name.clone()),
+        };
+        let (hello, _) = self.ask(&request, &[])?;
+        if (hello.protocol, hello.layout) != (PROTOCOL_VERSION, LAYOUT_VERSION) {
+            return Err(Error::Unfit(format!(
+                "it chose protocol {} and layout {}; this front-end has {PROTOCOL_VERSION} and {LAYOUT_VERSION}",
+                hello.protocol, hello.layout
+            )));
+        }
+        log::debug!("papr-intc {}, state {}", hello.version.0, hello.state);
+        Ok(hello)
+    }
+
+    fn machine(&self) -> Result<(), Error> {
+        let words = self.core.options.machine.to_words();
+        self.ask(&SetMachine { words }, &[]).map(|_| ())
+    }
+
+    /// SET_MEM_TABLE, acknowledged: the daemon has mapped the guest's RAM.
+    fn mem_table(&self) -> Result<(), Error> {
+        let regions = self.core.ram.regions()?;
+        let mut body = Vec::new();
+        (regions.len() as u32).put(&mut body);
+        0u32.put(&mut body);
+        for r in &regions {
+            [r.gpa, r.len, r.user, r.offset].put(&mut body);
+        }
+        let fds: Vec<_> = regions.iter().map(|r| r.file.as_fd()).collect();
+        self.set(
+            "SET_MEM_TABLE",
+            FrontendReq::SET_MEM_TABLE,
+            &body,
+            &fds,
+            true,
+        )
+    }
+
+    /// The first daemon hands out the memory; every later one is handed it.
+    fn memory(&self, topology: &mut Topology) -> Result<(), Error> {
+        if let Some(shm) = &topology.shm {
+            return self.ask(&shm.request(), &[shm.memfd.as_fd()]).map(|_| ());
+        }
+        let (info, fds) = self.ask(&GetShm {}, &[])?;
+        let shm = topology
+            .shm
+            .insert(Shm::accept(&info, fds, &self.core.geometry)?);
+        if topology.executor == Executor::FrontEnd {
+            self.core.ensure_mapped(shm)?;
+        }
+        Ok(())
+    }
+
+    /// Connects every vCPU with its eventfd, and opens its channel.
+    fn vcpus(&self) -> Result<Vec<Opened>, Error> {
+        let vcpus = self.core.all_vcpus();
+        for batch in vcpus.chunks(MAX_FDS) {
+            let servers = batch.iter().map(|v| v.server()).collect();
+            let events: Vec<_> = batch.iter().map(|v| v.event().as_fd()).collect();
+            self.ask(&VcpuConnect { servers }, &events)?;
+        }
+        let open = |vcpu: Arc<VcpuState>| {
+            let (request, ours, theirs) = channel_request(vcpu.server())?;
+            self.ask(&request, &[theirs.as_fd()])?;
+            Ok((vcpu, Arc::new(Connection::new(ours))))
+        };
+        vcpus.into_iter().map(open).collect()
+    }
+
+    /// SET_IRQFDS. A source that was freed while its irqfd was in place must not keep a daemon from
+    /// serving all the others.
+    fn irqfds(&self, irqfds: &[(u32, Arc<Event>)]) -> Result<(), Error> {
+        let send = |batch: &[(u32, Arc<Event>)]| {
+            send_irqfds(batch, |request, fds| self.ask(request, fds).map(|_| ()))
+        };
+        match send(irqfds) {
+            Err(Error::Refused { .. }) => {}
+            other => return other,
+        }
+        for one in irqfds.chunks(1) {
+            match send(one) {
+                Err(e @ Error::Refused { .. }) => log::warn!("an irqfd is left out: {e}"),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, by: Executor) -> Result<StartReply, Error> {
+        let request = Start {
+            executor: executor_code(by),
+            flags: 0,
+        };
+        self.ask(&request, &[]).map(|(reply, _)| reply)
+    }
+}
+
+/// An executor's number in messages.
+pub(crate) fn executor_code(by: Executor) -> u32 {
+    match by {
+        Executor::FrontEnd => executor::FRONT_END,
+        Executor::Daemon => executor::DAEMON,
+    }
+}
+
+/// VCPU_CHANNEL: the request, our end and the daemon's.
+pub(crate) fn channel_request(server: u32) -> Result<(VcpuChannel, UnixStream, UnixStream), Error> {
+    let (ours, theirs) = UnixStream::pair().map_err(Error::os("making a socket pair"))?;
+    Ok((VcpuChannel { server, zero: 0 }, ours, theirs))
+}
+
+/// The only input of an edge-triggered source.
+pub(crate) fn irqfd_item(lisn: u32) -> IrqfdItem {
+    IrqfdItem {
+        lisn,
+        kind: irqfd_kind::EDGE,
+        input: 0,
+        zero: 0,
+    }
+}
+
+/// SET_IRQFDS in batches, one after the other.
+pub(crate) fn send_irqfds(
+    irqfds: &[(u32, Arc<Event>)],
+    send: impl Fn(&SetIrqfds, &[BorrowedFd<'_>]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for batch in irqfds.chunks(MAX_FDS) {
+        let items = batch.iter().map(|(lisn, _)| irqfd_item(*lisn)).collect();
+        let fds: Vec<_> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
+        send(&SetIrqfds { items }, &fds)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! The outside of a transition that a thread of the VMM runs: queue entries go to guest RAM, kicks
+//! to the VMM.
+//!
+//! A kick is remembered while the transition runs and given to the VMM's callback after the thread
+//! has left its epoch, so that the callback may start transitions itself. Only when a transition
+//! kicks more vCPUs than fit in the small array (none does today) is the callback called inside.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use papr_intc_protocol::plane::Host;
+
+use crate::guest_ram::GuestRam;
+
+/// Called with a server number: look again at the line of this vCPU.
+pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
+
+const DEFERRED: usize = 8;
+
+/// Kicks of the transition that this thread runs.
+#[derive(Clone, Copy)]
+struct Deferred {
+    count: usize,
+    servers: [u32; DEFERRED],
+}
+
+const NONE: Deferred = Deferred {
+    count: 0,
+    servers: [0; DEFERRED],
+};
+
+thread_local! {
+    static KICKS: Cell<Deferred> = const { Cell::new(NONE) };
+}
+
+/// The front-end as an executor.
+pub struct FrontHost {
+    ram: Arc<GuestRam>,
+    kick: Kick,
+    /// Highest generation known dead, the same as the shared word DEAD_GENERATION; a copy of our own,
+    /// so that nobody who scribbles over the pages makes us break the lock of a living daemon.
+    dead: Arc<AtomicU64>,
+}
+
+impl FrontHost {
+    pub(crate) fn new(ram: Arc<GuestRam>, kick: Kick, dead: Arc<AtomicU64>) -> Self {
+        Self { ram, kick, dead }
+    }
+
+    /// Gives the remembered kicks of this thread to the VMM. Called outside of any epoch.
+    #[inline]
+    pub(crate) fn deliver(&self) {
+        // An error: the thread is ending, and `kick` called back at once.
+        let kicks = KICKS.try_with(Cell::get).unwrap_or(NONE);
+        if kicks.count == 0 {
+            return;
+        }
+        let _ = KICKS.try_with(|k| k.set(NONE));
+        for server in &kicks.servers[..kicks.count] {
+            (self.kick)(*server);
+        }
+    }
+}
+
+impl Host for FrontHost {
+    #[inline]
+    fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        self.ram.write_u32_be(gpa, entry)
+    }
+
+    #[inline]
+    fn kick(&self, server: u32) {
+        let remembered = KICKS.try_with(|cell| {
+            let mut kicks = cell.get();
+            if kicks.servers[..kicks.count].contains(&server) {
+                return true;
+            }
+            if kicks.count == DEFERRED {
+                return false;
+            }
+            kicks.servers[kicks.count] = server;
+            kicks.count += 1;
+            cell.set(kicks);
+            true
+        });
+        if remembered != Ok(true) {
+            (self.kick)(server);
+        }
+    }
+
+    fn is_dead(&self, generation: u16) -> bool {
+        // Relaxed: the supervisor raised it after the kernel had reported the death, which orders
+        // everything the daemon did before it. A thread that reads an older value tries again.
+        let dead = self.dead.load(Ordering::Relaxed);
+        // Generations rise by one and the lock word has 16 bits of them: a dead one is at most half the
+        // circle behind.
+        dead != 0 && (dead as u16).wrapping_sub(generation) < 0x8000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn host() -> (FrontHost, Arc<Mutex<Vec<u32>>>) {
+        let kicked = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&kicked);
+        let kick: Kick = Arc::new(move |s| sink.lock().unwrap().push(s));
+        let ram = Arc::new(GuestRam::new(&[(0, 0x1000)]).unwrap());
+        (
+            FrontHost::new(ram, kick, Arc::new(AtomicU64::new(0))),
+            kicked,
+        )
+    }
+
+    #[test]
+    fn kicks_wait_for_the_end_of_the_transition_and_come_once() {
+        let (host, kicked) = host();
+        [3, 5, 3].into_iter().for_each(|s| host.kick(s));
+        assert!(kicked.lock().unwrap().is_empty());
+        host.deliver();
+        host.deliver();
+        assert_eq!(*kicked.lock().unwrap(), [3, 5]);
+    }
+
+    #[test]
+    fn no_kick_is_lost_when_there_are_too_many() {
+        let (host, kicked) = host();
+        (0..20).for_each(|s| host.kick(s));
+        host.deliver();
+        let mut all = kicked.lock().unwrap().clone();
+        all.sort_unstable();
+        assert_eq!(all, (0..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_generations_up_to_the_dead_one_are_dead() {
+        let (host, _) = host();
+        assert!(!host.is_dead(0) && !host.is_dead(1));
+        host.dead.store(7, Ordering::Relaxed);
+        assert!(host.is_dead(7) && host.is_dead(1) && !host.is_dead(8));
+        host.dead.store(0x1_0002, Ordering::Relaxed);
+        assert!(host.is_dead(2) && host.is_dead(0xffff) && !host.is_dead(3));
+    }
+}

@@ -1,0 +1,427 @@
+//! The interrupt controller of one guest, as its VMM holds it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use papr_intc_protocol::layout::Machine;
+use papr_intc_protocol::layout::header::Executor;
+use papr_intc_protocol::layout::mapped::MappedStorage;
+use papr_intc_protocol::wire::guest::GetFdt;
+use papr_intc_protocol::wire::handshake::{Query, executor};
+use papr_intc_protocol::wire::machine::{MachineReset, Quiesce, Resume, reset_flag};
+use papr_intc_protocol::wire::source::{Claim, ClearIrqfds, Free, Sync};
+use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
+use papr_intc_protocol::wire::{MAX_FDS, Request};
+use std::os::fd::AsFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::channel::Shut;
+use crate::connection::Connection;
+use crate::core::{Core, Options, Topology, in_one_session};
+use crate::error::Error;
+use crate::event::Event;
+use crate::guest_ram::GuestRam;
+use crate::handshake::{channel_request, executor_code, irqfd_item, send_irqfds};
+use crate::host::Kick;
+use crate::process::Launcher;
+use crate::shm::Shm;
+use crate::source::Source;
+use crate::supervisor;
+use crate::sync::{lock, write};
+use crate::vcpu::{Vcpu, VcpuState};
+
+/// A running interrupt controller. Clones are the same one; when the last is gone, it is shut down.
+#[derive(Clone)]
+pub struct Intc(Arc<Handle>);
+
+/// Owns the threads, which own the core.
+struct Handle {
+    core: Arc<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// One quiesce or resume at a time.
+    quiescing: Mutex<()>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Handle {
+    fn shutdown(&self) {
+        self.core.signals.stop();
+        // What waits for a daemon returns at once; the watch thread still says goodbye to this one.
+        self.core.intake.stop();
+        for vcpu in self.core.all_vcpus() {
+            vcpu.channel().shut(Shut::ShutDown);
+        }
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let me = std::thread::current().id();
+        for thread in threads {
+            // The last handle may go in a callback on one of these threads.
+            if thread.thread().id() != me && thread.join().is_err() {
+                log::error!("a thread of the front-end panicked");
+            }
+        }
+    }
+}
+
+impl Intc {
+    /// Starts a daemon and shakes hands. `kick(server)` is called when the line of a vCPU may have
+    /// changed: make its thread leave the guest or its halt and look at [`Vcpu::pending`]. It is called
+    /// on any thread, with no lock of this crate held that [`Vcpu::pending`] needs, and must not block.
+    ///
+    /// # Errors
+    /// Whatever keeps the first daemon from serving.
+    pub fn start(
+        options: Options,
+        launcher: Launcher,
+        ram: Arc<GuestRam>,
+        kick: Kick,
+    ) -> Result<Self, Error> {
+        let core = Arc::new(Core::new(options, ram, kick)?);
+        let session = supervisor::start(&core, &launcher, 1)?;
+        let watched = Arc::clone(&core);
+        let watch = spawn("papr-intc-watch", move || {
+            supervisor::run(&watched, &launcher, session);
+        })?;
+        let handle = Arc::new(Handle {
+            core: Arc::clone(&core),
+            threads: Mutex::new(vec![watch]),
+            quiescing: Mutex::new(()),
+        });
+        let io = spawn("papr-intc-io", move || core.intake.run(&*core))?;
+        lock(&handle.threads).push(io);
+        Ok(Self(handle))
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        &self.core().options.machine
+    }
+
+    /// The mapped pages, to look at; none in remote mode.
+    pub fn storage(&self) -> Option<&MappedStorage> {
+        let mapped = self.core().mapped.get()?;
+        Some(mapped.plane.storage().as_ref())
+    }
+
+    /// Pid of the present daemon; none while there is none.
+    pub fn daemon_pid(&self) -> Option<u32> {
+        match self.core().signals.pid.load(Ordering::Relaxed) {
+            0 => None,
+            pid => Some(pid),
+        }
+    }
+
+    /// How many daemons after the first have served.
+    pub fn restarts(&self) -> u64 {
+        self.core().signals.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Ends the daemon. Every call that waits for one returns [`Error::ShutDown`]. What the handles can
+    /// do without a daemon still works. Idempotent.
+    pub fn shutdown(&self) {
+        self.0.shutdown();
+    }
+
+    /// Connects a vCPU and opens its channel.
+    pub fn connect_vcpu(&self, server: u32) -> Result<Vcpu, Error> {
+        let core = self.core();
+        if server >= core.geometry.servers() {
+            return Err(Error::Invalid(format!(
+                "server {server} is not below {}",
+                core.geometry.servers()
+            )));
+        }
+        let state = Arc::new(VcpuState::new(server, core.loss_report())?);
+        in_one_session(core, |_topology| self.introduce(&state))?;
+        core.intake.add_kick(server, Arc::clone(state.event()))?;
+        Ok(Vcpu::new(self.clone(), state))
+    }
+
+    /// Under the topology lock: no handshake runs meanwhile.
+    fn introduce(&self, state: &Arc<VcpuState>) -> Result<(), Error> {
+        let core = self.core();
+        let server = state.server();
+        {
+            // Listed first: if this daemon dies, the next one's handshake connects the vCPU.
+            let mut vcpus = write(&core.vcpus);
+            let listed = vcpus.entry(server).or_insert_with(|| Arc::clone(state));
+            if !Arc::ptr_eq(listed, state) {
+                return Err(Error::Invalid(format!("server {server} is connected")));
+            }
+        }
+        if state.channel().is_up() {
+            return Ok(());
+        }
+        let connected = self.open_channel(state);
+        if let Err(e) = &connected
+            && !matches!(e, Error::Lost)
+        {
+            write(&core.vcpus).remove(&server);
+        }
+        connected
+    }
+
+    fn open_channel(&self, state: &VcpuState) -> Result<(), Error> {
+        let core = self.core();
+        let servers = vec![state.server()];
+        core.ask_session(&VcpuConnect { servers }, &[state.event().as_fd()])?;
+        let (request, ours, theirs) = channel_request(state.server())?;
+        let session = core.ask_session(&request, &[theirs.as_fd()])?;
+        let connection = Arc::new(Connection::new(ours));
+        state.channel().bring_up(connection, session);
+        Ok(())
+    }
+
+    pub(crate) fn disconnect_vcpu(&self, state: &VcpuState) -> Result<(), Error> {
+        let core = self.core();
+        let server = state.server();
+        let request = VcpuDisconnect { server, zero: 0 };
+        let gone = in_one_session(core, |_topology| {
+            write(&core.vcpus).remove(&server);
+            match core.ask_session(&request, &[]) {
+                // The next daemon was not told of the vCPU.
+                Err(Error::Refused { errno, .. }) if errno == Errno::ENOENT as i32 => Ok(()),
+                other => other.map(|_| ()),
+            }
+        });
+        state.channel().shut(Shut::ShutDown);
+        core.intake.remove_kick(server);
+        gone
+    }
+
+    /// A handle to a source, claimed or not yet.
+    pub fn source(&self, lisn: u32) -> Result<Source, Error> {
+        let sources = self.machine().sources;
+        if lisn >= sources {
+            return Err(Error::Invalid(format!(
+                "LISN {lisn:#x} is not below {sources:#x}"
+            )));
+        }
+        Ok(Source::new(self.clone(), lisn))
+    }
+
+    fn ask<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+        self.core().ask(request)
+    }
+
+    /// Claims numbers in both controllers, all or none; the first of them.
+    pub fn claim(&self, claim: &Claim) -> Result<u32, Error> {
+        self.ask(claim).map(|reply| reply.first)
+    }
+
+    /// Releases numbers, all or none.
+    pub fn free(&self, first: u32, count: u32) -> Result<(), Error> {
+        self.ask(&Free { first, count })
+    }
+
+    /// Returns when every event of the source accepted before (of every source with
+    /// [`ALL`](papr_intc_protocol::wire::source::ALL)) is in its queue.
+    pub fn sync(&self, lisn: u32) -> Result<(), Error> {
+        self.ask(&Sync { lisn, zero: 0 })
+    }
+
+    /// Both controllers as after power-on. No vCPU runs. Lines are to be looked at again afterwards.
+    pub fn machine_reset(&self, free_msis: bool) -> Result<(), Error> {
+        let flags = if free_msis { reset_flag::FREE_MSIS } else { 0 };
+        self.ask(&MachineReset { flags, zero: 0 })?;
+        self.core().kick_all();
+        Ok(())
+    }
+
+    /// Stops transitions; triggers and levels are recorded from now on, calls of the guest wait. Nests.
+    ///
+    /// # Errors
+    /// ETIMEDOUT after `deadline`; then everything goes on as before.
+    pub fn quiesce(&self, deadline: Duration) -> Result<(), Error> {
+        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        let _one = lock(&self.0.quiescing);
+        let depth = self.quiesce_depth();
+        self.reach_depth(
+            depth + 1,
+            &Quiesce {
+                deadline_ms,
+                zero: 0,
+            },
+        )
+    }
+
+    /// Undoes one quiesce; the last one replays what was recorded, under `by` as executor if given:
+    /// mapped and remote mode change here, irqfds included.
+    pub fn resume(&self, by: Option<Executor>) -> Result<(), Error> {
+        let _one = lock(&self.0.quiescing);
+        let depth = match self.quiesce_depth() {
+            0 => return Err(Error::Invalid("resume without quiesce".to_owned())),
+            depth => depth - 1,
+        };
+        if by.is_some() && depth > 0 {
+            let what = "only the last resume can change the executor";
+            return Err(Error::Invalid(what.to_owned()));
+        }
+        let before = lock(&self.core().topology).executor;
+        let after = by.unwrap_or(before);
+        self.hand_over(after)?;
+        let resumed = self.reach_depth(
+            depth,
+            &Resume {
+                executor: by.map_or(executor::KEEP, executor_code),
+                zero: 0,
+            },
+        );
+        let settled = match &resumed {
+            Ok(()) => after,
+            Err(_) => {
+                // As if nothing had been asked.
+                self.hand_over(before)?;
+                before
+            }
+        };
+        if settled == Executor::FrontEnd {
+            self.core().intake.unpause()?;
+        }
+        self.core().kick_all();
+        resumed
+    }
+
+    fn quiesce_depth(&self) -> u64 {
+        let topology = lock(&self.core().topology);
+        topology.shm.as_ref().map_or(0, Shm::quiesce_depth)
+    }
+
+    /// Sends QUIESCE or RESUME until the header has the depth that it leads to. A daemon that died with
+    /// the request may have executed it: the header tells, and another run would count twice.
+    fn reach_depth<R: Request>(&self, depth: u64, request: &R) -> Result<(), Error> {
+        in_one_session(self.core(), |topology| {
+            let now = topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
+            if now == depth {
+                return Ok(());
+            }
+            self.core().ask_session(request, &[]).map(|_| ())
+        })
+    }
+
+    /// Before the executor is `to`: the pages are mapped, and the other side does not read the irqfds.
+    fn hand_over(&self, to: Executor) -> Result<(), Error> {
+        let core = self.core();
+        if to == Executor::Daemon {
+            core.intake.pause();
+        } else if let Some(shm) = &lock(&core.topology).shm {
+            core.ensure_mapped(shm)?;
+        }
+        in_one_session(core, |topology| {
+            // From here on a new daemon is started so. The gate is latched: nobody executes yet.
+            topology.executor = to;
+            if topology.irqfds_at != to {
+                self.move_irqfds(to)?;
+                topology.irqfds_at = to;
+            }
+            Ok(())
+        })
+    }
+
+    fn move_irqfds(&self, to: Executor) -> Result<(), Error> {
+        let core = self.core();
+        let irqfds = core.intake.irqfds();
+        if to == Executor::Daemon {
+            return send_irqfds(&irqfds, |request, fds| {
+                core.ask_session(request, fds).map(|_| ())
+            });
+        }
+        for batch in irqfds.chunks(MAX_FDS) {
+            let items = batch.iter().map(|(lisn, _)| irqfd_item(*lisn)).collect();
+            core.ask_session(&ClearIrqfds { items }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// From now on every count of `fd` triggers the source. Replaces what the source had. `fd` is
+    /// duplicated; it should be non-blocking.
+    pub fn add_irqfd(&self, lisn: u32, fd: &EventFd) -> Result<(), Error> {
+        self.source(lisn)?;
+        let core = self.core();
+        if core.intake.add_irqfd(lisn, Event::duplicate(fd)?)? {
+            return Ok(());
+        }
+        self.tell(|topology| {
+            let listed = core.intake.irqfds();
+            let fds: Vec<_> = listed.into_iter().filter(|(l, _)| *l == lisn).collect();
+            match topology.irqfds_at {
+                // They came back meanwhile: read here, or about to be.
+                Executor::FrontEnd => Ok(()),
+                Executor::Daemon => send_irqfds(&fds, |request, fds| {
+                    core.ask_session(request, fds).map(|_| ())
+                }),
+            }
+        })
+    }
+
+    /// The irqfd of the source is not read any more, and none of its counts is on its way.
+    pub fn remove_irqfd(&self, lisn: u32) -> Result<(), Error> {
+        let core = self.core();
+        match core.intake.remove_irqfd(lisn) {
+            None => Err(Error::Invalid(format!("LISN {lisn:#x} has no irqfd"))),
+            Some(true) => Ok(()),
+            Some(false) => self.tell(|topology| match topology.irqfds_at {
+                Executor::FrontEnd => Ok(()),
+                Executor::Daemon => {
+                    let items = vec![irqfd_item(lisn)];
+                    core.ask_session(&ClearIrqfds { items }, &[]).map(|_| ())
+                }
+            }),
+        }
+    }
+
+    fn tell(&self, mut step: impl FnMut(&Topology) -> Result<(), Error>) -> Result<(), Error> {
+        in_one_session(self.core(), |topology| step(topology))
+    }
+
+    /// What the daemon says to people: `what` is one of
+    /// [`query`](papr_intc_protocol::wire::handshake::query), `argument` which one.
+    pub fn query(&self, what: u32, argument: u64) -> Result<String, Error> {
+        let mut bytes = Vec::new();
+        let mut cursor = 0;
+        loop {
+            let reply = self.ask(&Query {
+                what,
+                zero: 0,
+                cursor,
+                argument,
+            })?;
+            bytes.extend_from_slice(&reply.bytes.0);
+            // A cursor that does not rise would never end.
+            if reply.next <= cursor {
+                return Ok(String::from_utf8_lossy(&bytes).into_owned());
+            }
+            cursor = reply.next;
+        }
+    }
+
+    /// Device tree of a mode ([`mode`](papr_intc_protocol::wire::guest::mode)), as a flattened blob.
+    pub fn fdt(&self, mode: u32) -> Result<Vec<u8>, Error> {
+        self.ask(&GetFdt { mode, zero: 0 }).map(|r| r.fdt.0)
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(Error::os("starting a thread"))
+}
+
+const fn assert_send_sync<T: Send + std::marker::Sync>() {}
+const _: () = {
+    assert_send_sync::<Intc>();
+    assert_send_sync::<Vcpu>();
+    assert_send_sync::<Source>();
+};

@@ -1,0 +1,169 @@
+//! The shared memory as the VMM keeps it: checked when it comes, handed to every later daemon.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use papr_intc_protocol::LAYOUT_VERSION;
+use papr_intc_protocol::layout::header::{self, word};
+use papr_intc_protocol::layout::mapped::MappedStorage;
+use papr_intc_protocol::layout::{Geometry, Machine, Table};
+use papr_intc_protocol::wire::handshake::{SetShm, ShmInfo};
+
+use crate::error::Error;
+
+/// The memfd that outlives daemons.
+#[derive(Debug)]
+pub(crate) struct Shm {
+    pub memfd: File,
+    /// Bytes.
+    pub size: u64,
+    geometry: Geometry,
+}
+
+impl Shm {
+    /// Checks what GET_SHM handed out: one descriptor, sealed, of the machine's size.
+    pub fn accept(info: &ShmInfo, fds: Vec<OwnedFd>, geometry: &Geometry) -> Result<Self, Error> {
+        let [memfd] = <[OwnedFd; 1]>::try_from(fds)
+            .map_err(|fds| Error::Memory(format!("GET_SHM came with {} descriptors", fds.len())))?;
+        let memfd = File::from(memfd);
+        let needed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        let seals = fcntl(&memfd, FcntlArg::F_GET_SEALS).map_err(Error::os("reading seals"))?;
+        if !SealFlag::from_bits_retain(seals).contains(needed) {
+            return Err(Error::Memory(format!(
+                "it has the seals {seals:#x}, not {:#x}",
+                needed.bits()
+            )));
+        }
+        let size = memfd
+            .metadata()
+            .map_err(Error::os("asking its size"))?
+            .len();
+        if size != geometry.size() || info.size != size {
+            return Err(Error::Memory(format!(
+                "it has {size} bytes, the daemon says {}, the machine needs {}",
+                info.size,
+                geometry.size()
+            )));
+        }
+        Ok(Self {
+            memfd,
+            size,
+            geometry: *geometry,
+        })
+    }
+
+    /// As SET_SHM hands it back.
+    pub fn request(&self) -> SetShm {
+        SetShm {
+            layout: u32::from(LAYOUT_VERSION),
+            zero: 0,
+            generation: self.generation(),
+            size: self.size,
+        }
+    }
+
+    /// A header word, mapped or not; 0 if it cannot be read.
+    fn header(&self, w: u32) -> u64 {
+        let mut bytes = [0; 8];
+        let at = self.geometry.table_offset(Table::Header(w));
+        match self.memfd.read_exact_at(&mut bytes, at) {
+            Ok(()) => u64::from_ne_bytes(bytes),
+            Err(e) => {
+                log::error!("reading the shared memory's header: {e}");
+                0
+            }
+        }
+    }
+
+    /// Generation of the last daemon that took it, even if that one died before it could say so.
+    pub fn generation(&self) -> u64 {
+        self.header(word::GENERATION)
+    }
+
+    /// QUIESCEs open.
+    pub fn quiesce_depth(&self) -> u64 {
+        self.header(word::QUIESCE_DEPTH)
+    }
+}
+
+/// Maps it and checks its header.
+pub(crate) fn map(
+    shm: &Shm,
+    geometry: Geometry,
+    machine: &Machine,
+) -> Result<MappedStorage, Error> {
+    let bad = |what: String| Error::Memory(what);
+    let storage = MappedStorage::map(&shm.memfd, geometry).map_err(|e| bad(e.to_string()))?;
+    header::check(&storage).map_err(|e| bad(e.to_string()))?;
+    match Machine::read(&storage) {
+        None => Err(bad("its machine is damaged".to_owned())),
+        Some(found) => match machine.difference(&found) {
+            Some(difference) => Err(bad(difference)),
+            None => Ok(storage),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use papr_intc_protocol::layout::{Compat, IcMode};
+
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine::pseries(IcMode::Dual, Compat::Papr1, 2)
+    }
+
+    fn memfd(size: u64, seals: SealFlag) -> OwnedFd {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"test", flags).unwrap());
+        file.set_len(size).unwrap();
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        OwnedFd::from(file)
+    }
+
+    fn info(size: u64) -> ShmInfo {
+        ShmInfo {
+            layout: 1,
+            zero: 0,
+            generation: 1,
+            size,
+            tables_size: 0,
+            pages_size: 0,
+        }
+    }
+
+    fn all() -> SealFlag {
+        SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
+    }
+
+    #[test]
+    fn only_a_sealed_memfd_of_the_right_size_is_accepted() {
+        let geometry = machine().geometry().unwrap();
+        let size = geometry.size();
+        assert!(Shm::accept(&info(size), vec![memfd(size, all())], &geometry).is_ok());
+        for fds in [
+            vec![],
+            vec![memfd(size, all()), memfd(size, all())],
+            vec![memfd(size, SealFlag::F_SEAL_SHRINK)],
+            vec![memfd(size - 4096, all())],
+        ] {
+            let error = Shm::accept(&info(size), fds, &geometry).unwrap_err();
+            assert!(matches!(error, Error::Memory(_)), "{error}");
+        }
+        let liar = Shm::accept(&info(size + 1), vec![memfd(size, all())], &geometry);
+        assert!(liar.is_err());
+    }
+
+    #[test]
+    fn memory_without_a_header_is_not_mapped() {
+        let geometry = machine().geometry().unwrap();
+        let size = geometry.size();
+        let shm = Shm::accept(&info(size), vec![memfd(size, all())], &geometry).unwrap();
+        let error = map(&shm, geometry, &machine()).unwrap_err();
+        assert!(error.to_string().contains("PAPRINTC"), "{error}");
+    }
+}

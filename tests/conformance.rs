@@ -1,0 +1,247 @@
+//! Conformance with QEMU 7.2: every recording in `tests/conformance/traces`, replayed and compared.
+//!
+//! The replayer is the one of `examples/replay`. It is checked here too: against the slow model, which must
+//! reproduce everything, and against the model with one rule wrong, which must not.
+
+#![allow(clippy::unwrap_used, reason = "a test says what it means with unwrap")]
+
+#[path = "../examples/replay/daemon_guest.rs"]
+#[allow(dead_code, reason = "shared with examples/replay")]
+mod daemon_guest;
+#[path = "../examples/replay/engine/mod.rs"]
+#[allow(dead_code, reason = "shared with examples/replay")]
+mod engine;
+#[path = "model/mod.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with examples/replay and the property tests"
+)]
+mod model;
+#[path = "../examples/replay/model_guest.rs"]
+mod model_guest;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use daemon_guest::{DaemonGuest, Way};
+use engine::guest::{Shape, Start};
+use engine::report::Report;
+use engine::rows;
+use model::rules::Rules;
+use model_guest::ModelGuest;
+
+fn traces() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/traces");
+    let mut files: Vec<PathBuf> = [root.clone(), root.join("linux")]
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
+    files.sort();
+    assert!(files.len() >= 35, "recordings are missing");
+    files
+}
+
+fn replay_one(path: &Path, start: &mut Start<'_>) -> Report {
+    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+    let text = engine::files::read(path).unwrap();
+    engine::replay(&name, &text, true, start).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn replay_all(start: &mut Start<'_>) -> Report {
+    let mut total = Report::default();
+    for path in traces() {
+        let report = replay_one(&path, start);
+        for difference in &report.first {
+            println!("{difference}");
+        }
+        total.add(&report);
+    }
+    println!("total: {total}");
+    total
+}
+
+#[test]
+fn the_model_reproduces_every_recording() {
+    let total = replay_all(&mut |shape| ModelGuest::start(shape, Rules::QEMU_7_2));
+    assert_eq!(total.different, 0);
+    assert!(total.ops > 56_000);
+    // Nothing was excused: every marked result is reproduced, and H_INT_ESB's is compared swapped.
+    assert_eq!(
+        total.known.keys().collect::<Vec<_>>(),
+        ["F-ESB-SWAP"].iter().collect::<Vec<_>>()
+    );
+}
+
+fn the_daemon_reproduces_every_recording(way: Way) {
+    let daemon = PathBuf::from(env!("CARGO_BIN_EXE_papr-intc"));
+    let total = replay_all(&mut |shape| DaemonGuest::start(shape, way, &daemon));
+    assert_eq!(total.different, 0);
+    assert!(total.ops > 56_000);
+    assert_eq!(total.known.keys().collect::<Vec<_>>(), [&"F-ESB-SWAP"]);
+}
+
+#[test]
+fn the_daemon_reproduces_every_recording_mapped() {
+    the_daemon_reproduces_every_recording(Way::Mapped);
+}
+
+#[test]
+fn the_daemon_reproduces_every_recording_remote() {
+    the_daemon_reproduces_every_recording(Way::Remote);
+}
+
+#[test]
+fn the_daemon_reproduces_every_recording_alternating() {
+    the_daemon_reproduces_every_recording(Way::Alternate);
+}
+
+/// The papr-1 rules that the recordings can tell from QEMU's, one at a time.
+#[test]
+fn recordings_tell_each_wrong_rule() {
+    let qemu = Rules::QEMU_7_2;
+    let wrong = [
+        (
+            "F-XICS-RESEND-ALL",
+            Rules {
+                resend_all: false,
+                ..qemu
+            },
+        ),
+        (
+            "F-XICS-PASS",
+            Rules {
+                pass_if_empty: false,
+                ..qemu
+            },
+        ),
+        (
+            "F-XICS-RETRY",
+            Rules {
+                retry_given_back: true,
+                ..qemu
+            },
+        ),
+        (
+            "F-XICS-MOVED",
+            Rules {
+                write_takes_rejected: true,
+                ..qemu
+            },
+        ),
+        (
+            "F-XICS-MASKED",
+            Rules {
+                drop_masked: false,
+                ..qemu
+            },
+        ),
+        (
+            "F-XIVE-GENERATION",
+            Rules {
+                generation_at_bit_62: false,
+                ..qemu
+            },
+        ),
+        (
+            "F-XIVE-ESB-SIZE",
+            Rules {
+                esb_only_8_bytes: false,
+                ..qemu
+            },
+        ),
+        (
+            "F-XIVE-LSI-EOI",
+            Rules {
+                lsi_eoi_forgets: false,
+                ..qemu
+            },
+        ),
+        (
+            "F-XIVE-LSI-READY",
+            Rules {
+                lsi_ready_forgets: false,
+                ..qemu
+            },
+        ),
+    ];
+    for (id, rules) in wrong {
+        let start = &mut |shape: &Shape| ModelGuest::start(shape, rules);
+        let tells = |path: &PathBuf| replay_one(path, start).different != 0;
+        assert!(traces().iter().any(tells), "no recording shows {id}");
+    }
+}
+
+/// Words of a text that name a row of docs/fidelity.md.
+fn row_ids(text: &str) -> Vec<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+        .filter(|w| w.starts_with("F-") && w.len() > 4)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_row_that_is_named_is_documented() {
+    let document = include_str!("../docs/fidelity.md");
+    let mut files = Vec::new();
+    for dir in ["src", "protocol/src", "tests/model", "examples/replay"] {
+        rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut files);
+    }
+    for file in files {
+        for id in row_ids(&fs::read_to_string(&file).unwrap()) {
+            assert!(document.contains(&id), "{} names {id}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_mark_of_the_recorder_has_a_row() {
+    let marks = ["size", "tima", "unclaimed", "no-end", "page"];
+    assert!(marks.iter().all(|mark| rows::odd(mark).is_some()));
+}
+
+#[test]
+fn a_recording_that_says_otherwise_differs() {
+    let path = &traces()
+        .into_iter()
+        .find(|p| p.ends_with("xive-001.txt"))
+        .unwrap();
+    let text = engine::files::read(path)
+        .unwrap()
+        .replacen("irqcheck => 0", "irqcheck => 1", 1);
+    let start = &mut |shape: &Shape| ModelGuest::start(shape, Rules::QEMU_7_2);
+    let report = engine::replay("changed", &text, true, start).unwrap();
+    assert_ne!(report.different, 0);
+    assert!(report.first[0].contains("want 1\n"), "{}", report.first[0]);
+}
+
+#[test]
+fn only_marked_results_are_excused() {
+    let trace = |note: &str| {
+        format!(
+            "# settings ic-mode=xive smp=1\n# vcpus 0\n# xive-lisn-ranges 0 1\n\
+             esbload 0 1 800 => 0000000000000003{note}\n"
+        )
+    };
+    let run = |note: &str, strict: bool| {
+        let start = &mut |shape: &Shape| ModelGuest::start(shape, Rules::QEMU_7_2);
+        engine::replay("t", &trace(note), strict, start).unwrap()
+    };
+    assert_eq!(run("", false).different, 1);
+    assert_eq!(run(" ; odd:unclaimed", true).different, 0);
+    assert_eq!(run(" ; odd:unclaimed", true).known["F-ODD-UNCLAIMED"], 1);
+    assert_eq!(run(" ; odd:other", false).different, 0);
+    assert_eq!(run(" ; odd:other", true).different, 1);
+}
