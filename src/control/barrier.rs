@@ -3,6 +3,10 @@
 //! Each latches the gate, waits for every transition that began before (grace period), works, opens
 //! the gate, waits again for those that still latched, and replays what they recorded. The waiting
 //! is done by whoever calls [`Control::poll_barrier`] again; nothing here blocks.
+//!
+//! A thread that stays inside costs the requester its answer (ETIMEDOUT), and nobody else: the gate
+//! opens again, requests are served, and what that thread may have recorded is replayed when it has
+//! left. The next operation waits for it first, as long as its own deadline allows.
 
 use std::time::{Duration, Instant};
 
@@ -54,11 +58,16 @@ pub struct Barrier {
     grace: GracePeriod,
     /// The work is done and the gate open; what was latched is still to be replayed.
     opening: bool,
-    /// The mode in which devices latched.
-    from: Mode,
     deadline: Instant,
     /// The requester has its answer.
     answered: bool,
+}
+
+/// An operation that has to wait for the end of a late one.
+#[derive(Debug)]
+pub struct Next {
+    work: Work,
+    deadline: Instant,
 }
 
 impl<M: QueueMemory> Core<M> {
@@ -91,6 +100,19 @@ impl<M: QueueMemory> Core<M> {
                 }
             }
         }
+    }
+
+    /// Makes up for what devices recorded while the gate was latched: in the words of the active
+    /// controller, or in the other's, if the mode changed meanwhile.
+    pub(super) fn replay_all(&self) {
+        let c = self.controller();
+        let other = match c.state.mode {
+            Mode::Xics => Mode::Xive,
+            Mode::Xive => Mode::Xics,
+        };
+        self.claims()
+            .claimed()
+            .for_each(|lisn| c.replay(lisn, other));
     }
 
     /// Makes `mode` the active controller. Levels follow; the lines follow from the words.
@@ -164,7 +186,7 @@ fn mode_number(m: Mode) -> u32 {
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
-    /// A machine-wide operation is under way: nothing else is to be served.
+    /// A machine-wide operation is not over; its requester may have its answer already.
     pub fn in_barrier(&self) -> bool {
         self.barrier.is_some()
     }
@@ -237,28 +259,36 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     fn begin(&mut self, work: Work, deadline: Instant) -> Result<(), Refused> {
         let core = self.core()?;
+        if self.barrier.is_some() {
+            self.next = Some(Next { work, deadline });
+            return Ok(());
+        }
         core.set_gate(Gate::Latch);
-        let (grace, from) = (core.grace(), core.state().mode);
+        let grace = core.grace();
         let (opening, answered) = (false, false);
         self.barrier = Some(Barrier {
             work,
             grace,
             opening,
-            from,
             deadline,
             answered,
         });
         Ok(())
     }
 
-    /// Goes on with the machine-wide operation. `Some`: the answer for the requester. Call it until
+    /// Goes on with the machine-wide operation. `Some`: the answer for the requester, which comes by the
+    /// operation's deadline. Call it until then, serving nothing else; after it now and then, until
     /// [`Self::in_barrier`] is false.
     pub fn poll_barrier(&mut self, now: Instant) -> Option<Result<Vec<u8>, Refused>> {
         let mut barrier = self.barrier.take()?;
         let core = self.core.as_ref()?;
         if !barrier.grace.poll(core.plane.storage()) {
             let late = now >= barrier.deadline && !barrier.answered;
-            let answer = late.then(|| self.give_up(&mut barrier));
+            let answer = if late {
+                Some(self.give_up(&mut barrier))
+            } else {
+                self.give_up_next(&barrier, now).map(Err)
+            };
             self.barrier = Some(barrier);
             return answer;
         }
@@ -273,13 +303,25 @@ impl<M: QueueMemory + Clone> Control<M> {
             }
             return Some(core.answer(&barrier.work));
         }
-        let c = core.controller();
-        core.claims()
-            .claimed()
-            .for_each(|lisn| c.replay(lisn, barrier.from));
+        if core.depth() == 0 {
+            core.replay_all();
+        }
         // Lines are functions of words that have changed wholesale: everybody looks again.
-        (0..c.geometry.servers()).for_each(|server| core.plane.host().kick(server));
-        (!barrier.answered).then(|| core.answer(&barrier.work))
+        (0..core.machine().servers).for_each(|server| core.plane.host().kick(server));
+        if !barrier.answered {
+            return Some(core.answer(&barrier.work));
+        }
+        let Next { work, deadline } = self.next.take()?;
+        self.begin(work, deadline).err().map(Err)
+    }
+
+    /// The deadline of the operation that waits for this one has passed: it never began.
+    fn give_up_next(&mut self, barrier: &Barrier, now: Instant) -> Option<Refused> {
+        let next = self.next.take_if(|next| now >= next.deadline)?;
+        Some(Refused::GraceTimeout {
+            what: next.work.name(),
+            threads: barrier.grace.stragglers().count(),
+        })
     }
 
     /// The deadline has passed. Before the work: nothing has been done, and the gate opens again.

@@ -321,13 +321,7 @@ impl<M: QueueMemory> Core<M> {
     fn resignal(&self) -> u32 {
         let c = self.controller();
         if c.state.gate == Gate::Open {
-            let other = match c.state.mode {
-                Mode::Xics => Mode::Xive,
-                Mode::Xive => Mode::Xics,
-            };
-            self.claims()
-                .claimed()
-                .for_each(|lisn| c.replay(lisn, other));
+            self.replay_all();
         }
         let lines = (0..c.geometry.servers()).filter(|s| c.line(*s));
         lines

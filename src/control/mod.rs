@@ -38,7 +38,7 @@ use papr_intc_protocol::wire::vcpu::Line;
 pub use error::Refused;
 
 use crate::memory::{QueueMemory, SharedMemory};
-use barrier::Barrier;
+use barrier::{Barrier, Next};
 use claims::Claims;
 use host::DaemonHost;
 use journal::Journal;
@@ -132,6 +132,7 @@ pub struct Control<M> {
     core: Option<Core<M>>,
     started: bool,
     barrier: Option<Barrier>,
+    next: Option<Next>,
     line_seq: u64,
     served: u64,
     since: Instant,
@@ -147,6 +148,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             core: None,
             started: false,
             barrier: None,
+            next: None,
             line_seq: 0,
             served: 0,
             since: now,
@@ -206,7 +208,7 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     /// The VMM went away: forget its descriptors and wait for another one. The memory and its lock stay.
     pub fn vmm_left(&mut self) {
-        self.barrier = None;
+        (self.barrier, self.next) = (None, None);
         if let Some(core) = &self.core {
             for server in 0..core.machine().servers {
                 core.plane.host().set_kick(server, None);

@@ -27,6 +27,8 @@ use crate::control::{Control, Effect, Expected, Refused};
 const SEND_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at a barrier's grace period.
 const BARRIER_PAUSE: Duration = Duration::from_micros(50);
+/// The same, in milliseconds, after the requester has got its answer.
+const LATE_PAUSE_MS: u16 = 10;
 const EVENTS: usize = 64;
 
 /// Where front-ends come from.
@@ -112,12 +114,8 @@ impl Connection {
     }
 }
 
-/// A barrier's requester.
-struct Waiting {
-    channel: u32,
-    code: u32,
-    seq: u64,
-}
+/// What a barrier comes to: a payload.
+type Answer = Result<Vec<u8>, Refused>;
 
 /// The server of one guest.
 pub struct EventLoop {
@@ -127,7 +125,6 @@ pub struct EventLoop {
     on_disconnect: OnDisconnect,
     main: Option<Connection>,
     channels: BTreeMap<u32, Connection>,
-    waiting: Option<Waiting>,
     standard: Standard,
     control: Control<GuestRam>,
     irqfds: Irqfds,
@@ -153,7 +150,6 @@ impl EventLoop {
             on_disconnect,
             main: None,
             channels: BTreeMap::new(),
-            waiting: None,
             standard,
             control,
             irqfds: Irqfds::default(),
@@ -182,7 +178,12 @@ impl EventLoop {
             if let Some(ended) = self.ended {
                 return Ok(ended);
             }
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let patience = if self.control.in_barrier() {
+                EpollTimeout::from(LATE_PAUSE_MS)
+            } else {
+                EpollTimeout::NONE
+            };
+            let count = match self.epoll.wait(&mut events, patience) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(os("epoll_wait")(e)),
@@ -195,6 +196,8 @@ impl EventLoop {
                     self.handle(token)?;
                 }
             }
+            // Answered already; this is for what the last of its threads recorded.
+            self.control.poll_barrier(Instant::now());
         }
     }
 
@@ -242,7 +245,6 @@ impl EventLoop {
         self.main = None;
         let servers: Vec<u32> = self.channels.keys().copied().collect();
         servers.into_iter().for_each(|s| self.forget_channel(s));
-        self.waiting = None;
         if self.listener.is_none() || self.on_disconnect == OnDisconnect::Exit {
             self.ended.get_or_insert(Ended::Disconnected);
             return Ok(());
@@ -271,7 +273,11 @@ impl EventLoop {
                 if is_papr_barrier(message.request) {
                     self.drain_channels()?;
                 }
-                self.serve_papr(MAIN_CHANNEL, message)
+                // Draining may have shown that the VMM is gone, and its message with it.
+                match self.main {
+                    Some(_) => self.serve_papr(MAIN_CHANNEL, message),
+                    None => Ok(()),
+                }
             }
             Ok(Some(message)) => self.serve_standard(message),
         }
@@ -341,12 +347,9 @@ impl EventLoop {
                         self.reply(channel, code, body, served.fds)?;
                     }
                     None => {
-                        self.waiting = Some(Waiting {
-                            channel,
-                            code,
-                            seq: head.seq,
-                        });
-                        self.finish_barrier()?;
+                        if let Some(answer) = self.finish_barrier()? {
+                            self.answer_barrier(channel, code, head.seq, answer)?;
+                        }
                     }
                 }
             }
@@ -364,21 +367,26 @@ impl EventLoop {
 
     /// Nothing else is started while a barrier waits for the threads of the VMM; only a signal and the
     /// front-end's death are looked at.
-    fn finish_barrier(&mut self) -> Result<(), ServerError> {
-        while self.control.in_barrier() {
-            match self.control.poll_barrier(Instant::now()) {
-                Some(answer) => self.answer_barrier(answer)?,
-                None if self.control.in_barrier() && self.interrupted()? => return Ok(()),
-                None => {}
+    ///
+    /// The answer; none if nobody waits for it any more.
+    fn finish_barrier(&mut self) -> Result<Option<Answer>, ServerError> {
+        loop {
+            if let Some(answer) = self.control.poll_barrier(Instant::now()) {
+                return Ok(Some(answer));
+            }
+            if self.interrupted()? {
+                return Ok(None);
             }
         }
-        Ok(())
     }
 
-    fn answer_barrier(&mut self, answer: Result<Vec<u8>, Refused>) -> Result<(), ServerError> {
-        let Some(Waiting { channel, code, seq }) = self.waiting.take() else {
-            return Ok(());
-        };
+    fn answer_barrier(
+        &mut self,
+        channel: u32,
+        code: u32,
+        seq: u64,
+        answer: Answer,
+    ) -> Result<(), ServerError> {
         let body = match answer {
             Ok(payload) => {
                 let mut body = wire::reply_body(seq, &());
@@ -487,6 +495,9 @@ impl EventLoop {
         if is_barrier(message.request) {
             self.drain_channels()?;
         }
+        if self.main.is_none() {
+            return Ok(());
+        }
         let mut served = self.standard.serve(message)?;
         if served.events.contains(&StandardEvent::DeviceReset) && !self.reset_device()? {
             served.refuse();
@@ -506,8 +517,13 @@ impl EventLoop {
             log::warn!("RESET_DEVICE: {e}");
             return Ok(false);
         }
-        self.finish_barrier()?;
-        Ok(true)
+        match self.finish_barrier()? {
+            Some(Err(e)) => {
+                log::warn!("RESET_DEVICE: {e}");
+                Ok(false)
+            }
+            Some(Ok(_)) | None => Ok(true),
+        }
     }
 }
 
