@@ -42,7 +42,12 @@ fn everything(output: &Output) -> String {
 
 fn ends_well(arguments: &str) -> Output {
     let output = run(arguments);
-    assert_eq!(output.status.code(), Some(0), "{arguments}: {}", everything(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{arguments}: {}",
+        everything(&output)
+    );
     assert_eq!(value(&output, "lost"), 0);
     assert!(value(&output, "delivered") > 0);
     output
@@ -67,7 +72,9 @@ fn remote_nothing_is_lost() {
 #[test]
 fn with_every_call_forwarded_nothing_is_lost() {
     for mode in ["xics", "xive", "dual"] {
-        ends_well(&format!("--mode {mode} --duration 1 --forward-all --no-kill"));
+        ends_well(&format!(
+            "--mode {mode} --duration 1 --forward-all --no-kill"
+        ));
     }
 }
 
@@ -89,7 +96,12 @@ fn the_guest_is_sound_on_a_plain_model_too() {
 fn is_noticed(fault: &str, mode: &str) {
     let arguments = format!("--break {fault} --mode {mode} --duration 20 --patience 2 --no-kill");
     let output = run(&arguments);
-    assert_eq!(output.status.code(), Some(1), "{arguments}: {}", everything(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "{arguments}: {}",
+        everything(&output)
+    );
     assert!(value(&output, "lost") > 0, "{}", everything(&output));
 }
 
