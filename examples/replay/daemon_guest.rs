@@ -332,6 +332,11 @@ pub fn find_daemon() -> Result<PathBuf, String> {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
+        if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
+            build
+                .arg("--manifest-path")
+                .arg(PathBuf::from(dir).join("Cargo.toml"));
+        }
         let built = build
             .status()
             .map_err(|e| format!("building the daemon: {e}"))?;

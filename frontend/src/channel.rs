@@ -75,6 +75,8 @@ pub(crate) struct Answer<T> {
     pub reply: T,
     pub fds: Vec<OwnedFd>,
     pub session: u64,
+    /// Sent more than once: the reply may be one that an earlier daemon left in the journal.
+    pub replayed: bool,
 }
 
 /// The right to have the one outstanding request, and its number.
@@ -133,6 +135,7 @@ impl Channel {
                         reply,
                         fds,
                         session,
+                        replayed: flags & REPLAY != 0,
                     });
                 }
                 Err(e) if e.ends_connection() => {
