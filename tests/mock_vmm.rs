@@ -1,6 +1,8 @@
 //! The mock VMM ends well on a sound daemon, in every mode and way of running, and notices every
 //! fault that is put in on purpose (issue "the whole path", shown by 4).
 
+#![allow(clippy::unwrap_used)] // Tests say what they mean with unwrap.
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 

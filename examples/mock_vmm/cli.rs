@@ -53,7 +53,7 @@ pub struct Options {
     /// Whose behaviour the controller has
     #[arg(long, value_enum, default_value = "papr-1")]
     pub compat: Level,
-    /// How long to wait for what is still under way before it counts as lost
+    /// How long nothing may move before what is still under way counts as lost
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub patience: Duration,
     /// Run on a plain model in this process instead of a daemon: checks the guest itself
