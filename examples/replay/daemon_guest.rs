@@ -196,10 +196,11 @@ impl Guest for DaemonGuest {
     ) -> Outcome<()> {
         self.operation()?;
         let vcpu = self.vcpu(server)?;
-        Ok(match space {
+        match space {
             Space::Esb => vcpu.esb_store(offset, size, value)?,
             Space::Tima => vcpu.tima_store(offset, size, value)?,
-        })
+        }
+        Ok(())
     }
 
     fn pulse(&mut self, lisn: u32) -> Outcome<()> {

@@ -1,7 +1,7 @@
 //! memfd, seals, and the lock that says who serves.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -52,8 +52,19 @@ pub(super) fn size(file: &File) -> Result<u64, MemoryError> {
     })
 }
 
-/// Takes the lock of the serving daemon: exclusive, on the open file description, gone with the
-/// process. The whole file, from 0 to the end.
+/// The same memory by an open file description of its own: a lock on it is shared with nobody to whom
+/// `file` was or will be passed.
+pub(super) fn reopen(file: &File) -> Result<File, MemoryError> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let opened = File::options().read(true).write(true).open(path);
+    opened.map_err(|source| MemoryError::Os {
+        what: "reopening the memfd",
+        source,
+    })
+}
+
+/// Takes the lock of the serving daemon: exclusive, on the open file description, which must be this
+/// process's alone; then it is gone with the process. The whole file, from 0 to the end.
 pub(super) fn lock(file: &File) -> Result<(), MemoryError> {
     let whole = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

@@ -140,7 +140,7 @@ impl Pair {
     }
 
     fn connected(&self, server: u32) -> bool {
-        self.c().xics.connected(server)
+        self.c().xics.is_connected(server)
     }
 
     fn perform(&mut self, op: &Op) -> Result<(), TestCaseError> {

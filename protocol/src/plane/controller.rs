@@ -13,7 +13,7 @@ use super::xics::Xics;
 use super::xive::Xive;
 use crate::layout::header::{Executor, Gate, Mode, State};
 use crate::layout::words::{ics, source};
-use crate::layout::{AtomicWord, Compat, Geometry, IcMode, Machine, Page, Storage};
+use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
 use crate::papr::codes::RtasCall;
 use crate::papr::dispatch;
 use crate::papr::xics::RtasReply;
@@ -66,7 +66,7 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
             (Gate::Open, Mode::Xive) => self.xive.trigger(lisn),
             (Gate::Open, Mode::Xics) => self.xics.trigger(lisn),
             (_, Mode::Xive) => self.xive.latch_trigger(lisn),
-            (_, Mode::Xics) => self.xics.latch(lisn),
+            (_, Mode::Xics) => self.xics.latch_trigger(lisn),
         }
     }
 
@@ -102,21 +102,16 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
-    /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
-    /// the grace period after that is over, so that nobody records any more. `from`: the mode in
+    /// Acts on what was recorded for a source: one trigger, or a level that rose. The gate has opened
+    /// and the grace period after that is over, so that nobody records any more. `from`: the mode in
     /// which it was recorded.
-    ///
-    /// Within one mode only what was recorded counts: at level `qemu-7.2` a source may be waiting for
-    /// the guest's next step, and a quiesce must not be one (at `papr-1` no source waits like that).
-    /// After a switch every source is evaluated: the new controller has not seen its level.
     pub fn replay(&self, lisn: u32, from: Mode) {
-        let evaluate = from != self.state.mode || self.machine.compat == Compat::Papr1;
         if from != self.state.mode {
             self.carry_latch(lisn, from);
         }
         match self.state.mode {
-            Mode::Xive => self.xive.replay(lisn, evaluate),
-            Mode::Xics => self.xics.replay(lisn, evaluate),
+            Mode::Xive => self.xive.replay(lisn),
+            Mode::Xics => self.xics.replay(lisn),
         }
     }
 
@@ -131,7 +126,7 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         {
             match self.state.mode {
                 Mode::Xive => self.xive.latch_trigger(lisn),
-                Mode::Xics => self.xics.latch(lisn),
+                Mode::Xics => self.xics.latch_trigger(lisn),
             }
         }
     }
@@ -150,7 +145,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
             let seen = source.load(Ordering::Acquire) & (s.vmm | s.irqfd);
             for (has, bit) in [(seen & s.vmm != 0, t.vmm), (seen & s.irqfd != 0, t.irqfd)] {
                 if has {
-                    target.fetch_or(bit, Ordering::AcqRel);
+                    // A level that the new controller has never seen rise: `replay` presents it.
+                    target.fetch_or(bit | t.latched, Ordering::AcqRel);
                 } else {
                     target.fetch_and(!bit, Ordering::AcqRel);
                 }

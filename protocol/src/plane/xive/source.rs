@@ -150,7 +150,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             .fetch_or(source::LATCHED, Ordering::AcqRel);
     }
 
-    /// A level input while the gate is latched: only recorded. LATCHED says that it was raised.
+    /// A level input while the gate is latched: only recorded; a rise is latched too.
     pub fn latch_level(&self, lisn: u32, input: LevelInput, level: bool) {
         let bit = level_bit(input);
         if !self.is_lsi(lisn) {
@@ -168,21 +168,26 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
         }
     }
 
-    /// Makes up for what was recorded while the gate was latched: one trigger, or for an LSI whose
-    /// level is high the assert rule. Also right for a source with nothing to make up. `evaluate`: the
-    /// assert rule even if nothing was recorded.
-    pub fn replay(&self, lisn: u32, evaluate: bool) {
+    /// Makes up for what was recorded while the gate was latched: one trigger of an MSI, the assert
+    /// rule of an LSI whose level is still high. A source with nothing latched is left as it is.
+    pub fn replay(&self, lisn: u32) {
+        // Relaxed: a hint; the swap below decides. Most sources have nothing to replay.
+        let word = self
+            .storage
+            .page(Page::Source(lisn))
+            .load(Ordering::Relaxed);
+        if word & source::LATCHED == 0 {
+            return;
+        }
         let lsi = self.is_lsi(lisn);
         self.step(lisn, |w| {
-            let latched = w & source::LATCHED != 0;
-            let rule = if lsi && w & source::ASSERTED != 0 && (latched || evaluate) {
-                pq::assert(w)
-            } else if !lsi && latched {
-                pq::trigger(w)
-            } else {
-                (w & source::PQ, false)
+            let pq = w & source::PQ;
+            let next = match (w & source::LATCHED != 0, lsi) {
+                (true, false) => pq::trigger(pq),
+                (true, true) if w & source::ASSERTED != 0 => pq::assert(pq),
+                _ => (pq, false),
             };
-            (w & !source::LATCHED, rule)
+            (w & !source::LATCHED, next)
         });
     }
 
