@@ -3,6 +3,7 @@
 //! The rules are textual and simple on purpose; each exception is listed here with its reason. Lines
 //! after a file's first `#[cfg(test)]` module, files declared by such a module, and files under `tests`
 //! and `benches` count as test code.
+#![allow(clippy::unwrap_used)] // helpers of tests say what they mean with it
 
 use std::fs;
 use std::path::{Path, PathBuf};
