@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what it means with unwrap")]
 
+#[path = "../examples/replay/daemon_guest.rs"]
+#[allow(dead_code, reason = "shared with examples/replay")]
+mod daemon_guest;
 #[path = "../examples/replay/engine/mod.rs"]
 #[allow(dead_code, reason = "shared with examples/replay")]
 mod engine;
@@ -20,6 +23,7 @@ mod model_guest;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use daemon_guest::{DaemonGuest, Way};
 use engine::guest::{Shape, Start};
 use engine::report::Report;
 use engine::rows;
@@ -68,6 +72,29 @@ fn the_model_reproduces_every_recording() {
         total.known.keys().collect::<Vec<_>>(),
         ["F-ESB-SWAP"].iter().collect::<Vec<_>>()
     );
+}
+
+fn the_daemon_reproduces_every_recording(way: Way) {
+    let daemon = PathBuf::from(env!("CARGO_BIN_EXE_papr-intc"));
+    let total = replay_all(&mut |shape| DaemonGuest::start(shape, way, &daemon));
+    assert_eq!(total.different, 0);
+    assert!(total.ops > 56_000);
+    assert_eq!(total.known.keys().collect::<Vec<_>>(), [&"F-ESB-SWAP"]);
+}
+
+#[test]
+fn the_daemon_reproduces_every_recording_mapped() {
+    the_daemon_reproduces_every_recording(Way::Mapped);
+}
+
+#[test]
+fn the_daemon_reproduces_every_recording_remote() {
+    the_daemon_reproduces_every_recording(Way::Remote);
+}
+
+#[test]
+fn the_daemon_reproduces_every_recording_alternating() {
+    the_daemon_reproduces_every_recording(Way::Alternate);
 }
 
 /// The papr-1 rules that the recordings can tell from QEMU's, one at a time.
@@ -146,18 +173,43 @@ fn recordings_tell_each_wrong_rule() {
     }
 }
 
-#[test]
-fn every_row_is_documented() {
-    let document = include_str!("../docs/fidelity.md");
-    let rules = include_str!("model/rules.rs");
-    let named = rules
-        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-        .filter(|w| w.starts_with("F-"))
-        .chain(rows::ODD.iter().map(|r| r.id))
-        .chain([rows::ESB_SWAP.id, rows::ODD_OTHER.id]);
-    for id in named {
-        assert!(document.contains(id), "docs/fidelity.md has no {id}");
+/// Words of a text that name a row of docs/fidelity.md.
+fn row_ids(text: &str) -> Vec<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+        .filter(|w| w.starts_with("F-") && w.len() > 4)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
     }
+}
+
+#[test]
+fn every_row_that_is_named_is_documented() {
+    let document = include_str!("../docs/fidelity.md");
+    let mut files = Vec::new();
+    for dir in ["src", "protocol/src", "tests/model", "examples/replay"] {
+        rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut files);
+    }
+    for file in files {
+        for id in row_ids(&fs::read_to_string(&file).unwrap()) {
+            assert!(document.contains(&id), "{} names {id}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_mark_of_the_recorder_has_a_row() {
+    let marks = ["size", "tima", "unclaimed", "no-end", "page"];
+    assert!(marks.iter().all(|mark| rows::odd(mark).is_some()));
 }
 
 #[test]

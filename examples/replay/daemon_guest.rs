@@ -68,9 +68,19 @@ impl DaemonGuest {
         (machine.sources, machine.xics_base) = (Shape::LISNS, Shape::XICS_BASE);
         (machine.esb_base, machine.end_base) = (Shape::ESB_BASE, Shape::END_BASE);
         machine.tima_base = Shape::TIMA_BASE;
-        let executor = if way == Way::Remote { Executor::Daemon } else { Executor::FrontEnd };
-        let options = Options { machine, executor, forward_all: false, name: "replay".to_owned() };
-        let ram = GuestRam::new(&[(0, shape.ram)]).map_err(|e| GuestError(format!("guest RAM: {e}")))?;
+        let executor = if way == Way::Remote {
+            Executor::Daemon
+        } else {
+            Executor::FrontEnd
+        };
+        let options = Options {
+            machine,
+            executor,
+            forward_all: false,
+            name: "replay".to_owned(),
+        };
+        let ram =
+            GuestRam::new(&[(0, shape.ram)]).map_err(|e| GuestError(format!("guest RAM: {e}")))?;
         let ram = Arc::new(ram);
         let launcher = Launcher::spawn(daemon, Vec::new());
         let intc = Intc::start(options, launcher, Arc::clone(&ram), Arc::new(|_server| {}))?;
@@ -81,11 +91,22 @@ impl DaemonGuest {
             vcpus.insert(server, vcpu);
         }
         let servers = shape.servers;
-        Ok(Box::new(DaemonGuest { intc, ram, vcpus, servers, way, executor, operations: 0, pic: None }))
+        Ok(Box::new(DaemonGuest {
+            intc,
+            ram,
+            vcpus,
+            servers,
+            way,
+            executor,
+            operations: 0,
+            pic: None,
+        }))
     }
 
     fn vcpu(&self, server: u32) -> Outcome<&Vcpu> {
-        self.vcpus.get(&server).ok_or_else(|| GuestError(format!("there is no vCPU {server}")))
+        self.vcpus
+            .get(&server)
+            .ok_or_else(|| GuestError(format!("there is no vCPU {server}")))
     }
 
     /// Before an operation: what was seen is old, and it may be the other side's turn.
@@ -119,8 +140,13 @@ impl DaemonGuest {
 
 /// The hexadecimal number of a `name=number` word, or of the word after `name`.
 fn field(words: &[String], name: &str) -> Outcome<u32> {
-    let inline = words.iter().find_map(|w| w.strip_prefix(name)?.strip_prefix('='));
-    let next = words.iter().position(|w| w == name).and_then(|i| words.get(i + 1));
+    let inline = words
+        .iter()
+        .find_map(|w| w.strip_prefix(name)?.strip_prefix('='));
+    let next = words
+        .iter()
+        .position(|w| w == name)
+        .and_then(|i| words.get(i + 1));
     inline
         .or(next.map(String::as_str))
         .and_then(|w| u32::from_str_radix(w, 16).ok())
@@ -154,13 +180,21 @@ impl Guest for DaemonGuest {
         })
     }
 
-    fn store(&mut self, server: u32, space: Space, offset: u64, size: u8, value: u64) -> Outcome<()> {
+    fn store(
+        &mut self,
+        server: u32,
+        space: Space,
+        offset: u64,
+        size: u8,
+        value: u64,
+    ) -> Outcome<()> {
         self.operation()?;
         let vcpu = self.vcpu(server)?;
-        Ok(match space {
+        match space {
             Space::Esb => vcpu.esb_store(offset, size, value)?,
             Space::Tima => vcpu.tima_store(offset, size, value)?,
-        })
+        }
+        Ok(())
     }
 
     fn pulse(&mut self, lisn: u32) -> Outcome<()> {
@@ -184,7 +218,14 @@ impl Guest for DaemonGuest {
             (false, true) => claim_flag::MSI,
             (false, false) => 0,
         };
-        match self.intc.claim(&Claim { first: lisn, count: 1, align: 1, flags, low: 0, high: 0 }) {
+        match self.intc.claim(&Claim {
+            first: lisn,
+            count: 1,
+            align: 1,
+            flags,
+            low: 0,
+            high: 0,
+        }) {
             Ok(_) => Ok(true),
             Err(Error::Refused { errno, .. }) if errno == Errno::EBUSY as i32 => Ok(false),
             Err(e) => Err(e.into()),
@@ -199,7 +240,11 @@ impl Guest for DaemonGuest {
     fn cas(&mut self, server: u32, ov5: &[u8]) -> Outcome<CasReply> {
         self.operation()?;
         let reply = self.vcpu(server)?.cas(ov5)?;
-        Ok(CasReply { ret: reply.ret, byte23: reply.byte_23 as u8, xive: reply.mode == mode::XIVE })
+        Ok(CasReply {
+            ret: reply.ret,
+            byte23: reply.byte_23 as u8,
+            xive: reply.mode == mode::XIVE,
+        })
     }
 
     fn machine_reset(&mut self) -> Outcome<()> {
@@ -224,7 +269,9 @@ impl Guest for DaemonGuest {
         let begun = Instant::now();
         while vcpu.pending() != level {
             if begun.elapsed() > PATIENCE {
-                return Err(GuestError(format!("the front-end never saw vCPU {server}'s line at {level}")));
+                return Err(GuestError(format!(
+                    "the front-end never saw vCPU {server}'s line at {level}"
+                )));
             }
             std::thread::yield_now();
         }
@@ -242,15 +289,26 @@ impl Guest for DaemonGuest {
 
     fn ics(&mut self, lisn: u32) -> Outcome<IcsState> {
         let words = self.seen(&[&format!("{lisn:x}")])?;
-        Ok(IcsState { prio: field(&words, "priority")? as u8, status: field(&words, "status")? as u8 })
+        Ok(IcsState {
+            prio: field(&words, "priority")? as u8,
+            status: field(&words, "status")? as u8,
+        })
     }
 
     fn mem_read(&mut self, gpa: u64, bytes: &mut [u8]) -> Outcome<()> {
-        if self.ram.read(gpa, bytes) { Ok(()) } else { Err(GuestError(format!("no RAM at {gpa:#x}"))) }
+        if self.ram.read(gpa, bytes) {
+            Ok(())
+        } else {
+            Err(GuestError(format!("no RAM at {gpa:#x}")))
+        }
     }
 
     fn mem_write(&mut self, gpa: u64, bytes: &[u8]) -> Outcome<()> {
-        if self.ram.write(gpa, bytes) { Ok(()) } else { Err(GuestError(format!("no RAM at {gpa:#x}"))) }
+        if self.ram.write(gpa, bytes) {
+            Ok(())
+        } else {
+            Err(GuestError(format!("no RAM at {gpa:#x}")))
+        }
     }
 }
 
@@ -259,17 +317,40 @@ impl Guest for DaemonGuest {
 pub fn find_daemon() -> Result<PathBuf, String> {
     let exe = std::env::current_exe().map_err(|e| e.to_string())?;
     let profile = exe.parent().and_then(|examples| examples.parent());
-    let daemon = profile.map(|p| p.join("papr-intc")).ok_or("this program lies in no folder")?;
+    let daemon = profile
+        .map(|p| p.join("papr-intc"))
+        .ok_or("this program lies in no folder")?;
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "papr-intc", "--bin", "papr-intc"]);
+        build.args([
+            "build",
+            "--quiet",
+            "--package",
+            "papr-intc",
+            "--bin",
+            "papr-intc",
+        ]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
-        let built = build.status().map_err(|e| format!("building the daemon: {e}"))?;
+        if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
+            build
+                .arg("--manifest-path")
+                .arg(PathBuf::from(dir).join("Cargo.toml"));
+        }
+        let built = build
+            .status()
+            .map_err(|e| format!("building the daemon: {e}"))?;
         if !built.success() {
             return Err("building the daemon failed".to_owned());
         }
     }
-    if daemon.exists() { Ok(daemon) } else { Err(format!("{} is not there; --daemon names another", daemon.display())) }
+    if daemon.exists() {
+        Ok(daemon)
+    } else {
+        Err(format!(
+            "{} is not there; --daemon names another",
+            daemon.display()
+        ))
+    }
 }

@@ -3,7 +3,7 @@
 //! One request is outstanding at a time. A caller whose daemon dies keeps its turn and its sequence
 //! number, waits for the supervisor to bring the channel up again, and sends the same request with
 //! the REPLAY flag: it runs once (SPEC.md §1.3). Waiting needs no lock of the VMM and ends at
-//! [`Channel::shut`].
+//! `Channel::shut`.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -75,6 +75,8 @@ pub(crate) struct Answer<T> {
     pub reply: T,
     pub fds: Vec<OwnedFd>,
     pub session: u64,
+    /// Sent more than once: the reply may be one that an earlier daemon left in the journal.
+    pub replayed: bool,
 }
 
 /// The right to have the one outstanding request, and its number.
@@ -133,6 +135,7 @@ impl Channel {
                         reply,
                         fds,
                         session,
+                        replayed: flags & REPLAY != 0,
                     });
                 }
                 Err(e) if e.ends_connection() => {

@@ -24,7 +24,8 @@ use papr_intc_protocol::wire::{
 use crate::error::Error;
 use crate::sync::lock;
 
-/// Most descriptors that a reply carries; more are a protocol error.
+/// Most descriptors that a reply carries; more are a protocol error. There is room for [`MAX_FDS`], so
+/// that the kernel never cuts the list and every descriptor that came is closed.
 const MAX_REPLY_FDS: usize = 4;
 /// Replies up to this size are read by one system call.
 const FIRST_READ: usize = 4096;
@@ -51,7 +52,7 @@ impl Connection {
     pub fn new(stream: UnixStream) -> Self {
         let buffers = Buffers {
             input: vec![0; FIRST_READ],
-            control: nix::cmsg_space!([RawFd; MAX_REPLY_FDS]),
+            control: nix::cmsg_space!([RawFd; MAX_FDS]),
         };
         Self {
             stream,
@@ -202,8 +203,8 @@ impl Connection {
                 buffers.input.resize(want, 0);
             }
             let Buffers { input, control } = buffers;
-            let (n, truncated) = self.read_some(&mut input[have..], control, &mut fds)?;
-            if truncated {
+            let n = self.read_some(&mut input[have..], control, &mut fds)?;
+            if fds.len() > MAX_REPLY_FDS {
                 return Err(malformed("too many descriptors"));
             }
             if n == 0 {
@@ -222,26 +223,25 @@ impl Connection {
         Ok((body, fds))
     }
 
-    /// One recvmsg: bytes read, and whether descriptors were cut off.
+    /// One recvmsg: bytes read.
     fn read_some(
         &self,
         into: &mut [u8],
         control: &mut [u8],
         fds: &mut Vec<OwnedFd>,
-    ) -> Result<(usize, bool), Error> {
+    ) -> Result<usize, Error> {
         loop {
             let mut iov = [IoSliceMut::new(into)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let fd = self.stream.as_raw_fd();
             match recvmsg::<UnixAddr>(fd, &mut iov, Some(&mut *control), flags) {
                 Ok(message) => {
-                    let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
                     for control in message.cmsgs().into_iter().flatten() {
                         if let ControlMessageOwned::ScmRights(raw) = control {
                             fds.extend(raw.into_iter().map(owned));
                         }
                     }
-                    return Ok((message.bytes, truncated));
+                    return Ok(message.bytes);
                 }
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(socket_error(e)),
@@ -282,3 +282,6 @@ fn owned(fd: RawFd) -> OwnedFd {
     // process knows its number, so that this is its only owner.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ impl FakePeer {
     /// The next message: code, body, number of descriptors; `None` at the end of the stream.
     pub fn raw(&mut self) -> Option<(u32, Vec<u8>, usize)> {
         let mut header = [0; HEADER_BYTES];
-        let mut control = nix::cmsg_space!([RawFd; 64]);
+        let mut control = nix::cmsg_space!([RawFd; 253]);
         let (n, fds) = {
             let mut iov = [IoSliceMut::new(&mut header)];
             let fd = self.stream.as_raw_fd();

@@ -2,7 +2,7 @@
 //! far (SPEC.md §1.4; protocol "after a crash", steps 5 to 11). It is never resumed in part: any
 //! failure means another daemon and the whole of it again.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -27,12 +27,15 @@ use crate::vcpu::VcpuState;
 /// Bit 32: every vhost-user device of today.
 const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 
+/// A vCPU with the new connection of its channel.
+type Opened = (Arc<VcpuState>, Arc<Connection>);
+
 /// What a handshake achieved.
 pub(crate) struct Established {
     /// Of the daemon, in the header.
     pub generation: u64,
     /// A channel for every vCPU.
-    pub channels: Vec<(Arc<VcpuState>, Arc<Connection>)>,
+    pub channels: Vec<Opened>,
     /// What START found to do.
     pub counts: StartReply,
 }
@@ -81,7 +84,7 @@ impl Handshake<'_> {
         &self,
         request: &R,
         fds: &[BorrowedFd<'_>],
-    ) -> Result<(R::Reply, Vec<std::os::fd::OwnedFd>), Error> {
+    ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
         let seq = self.core.main.next_seq();
         self.connection.exchange(seq, 0, request, fds)
     }
@@ -200,7 +203,7 @@ impl Handshake<'_> {
     }
 
     /// Connects every vCPU with its eventfd, and opens its channel.
-    fn vcpus(&self) -> Result<Vec<(Arc<VcpuState>, Arc<Connection>)>, Error> {
+    fn vcpus(&self) -> Result<Vec<Opened>, Error> {
         let vcpus = self.core.all_vcpus();
         for batch in vcpus.chunks(MAX_FDS) {
             let servers = batch.iter().map(|v| v.server()).collect();
@@ -279,3 +282,6 @@ pub(crate) fn send_irqfds(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

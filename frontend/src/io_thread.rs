@@ -172,12 +172,10 @@ impl Intake {
     fn handle(&self, token: u64, sink: &dyn Sink) {
         let number = token as u32;
         match token & KIND {
-            IRQFD => {
-                if self.take_count(number) {
-                    sink.trigger(number);
-                    lock(&self.table).handling = None;
-                    self.handled.notify_all();
-                }
+            IRQFD if self.take_count(number) => {
+                sink.trigger(number);
+                lock(&self.table).handling = None;
+                self.handled.notify_all();
             }
             KICK => {
                 let fd = lock(&self.table).kicks.get(&number).cloned();

@@ -48,6 +48,11 @@ impl Launcher {
         Self(Source::Connect { path: path.into() })
     }
 
+    /// Somebody else may still be about to start a daemon: a failure to reach one is not its failure.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.0, Source::Connect { .. })
+    }
+
     /// A daemon and a stream to it.
     pub(crate) fn launch(&self) -> Result<(Process, UnixStream), Error> {
         match &self.0 {
@@ -70,6 +75,17 @@ impl Launcher {
     }
 }
 
+impl Drop for Process {
+    /// A child is never left running, nor as a zombie.
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // Both are without effect after `fence`.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// How long a daemon that hung up may take to end by itself, in milliseconds.
 const ENDING: u16 = 20;
 
@@ -87,7 +103,8 @@ pub(crate) struct Ended {
 pub(crate) struct Process {
     child: Option<Child>,
     pid: u32,
-    /// None for a foreign daemon on a kernel that cannot tell (before 6.5).
+    /// None for a foreign daemon on a kernel that cannot tell (before 6.5): then the lock on the shared
+    /// memory is the only fence, and SET_SHM is refused until it is free.
     pidfd: Option<OwnedFd>,
 }
 
@@ -114,10 +131,13 @@ impl Process {
 
     fn foreign(stream: &UnixStream) -> Self {
         let pid = getsockopt(stream, sockopt::PeerCredentials).map_or(0, |c| c.pid());
+        let pid = pid.max(0) as u32;
+        let pidfd = getsockopt(stream, sockopt::PeerPidfd).ok();
         Self {
             child: None,
-            pid: pid.max(0) as u32,
-            pidfd: getsockopt(stream, sockopt::PeerPidfd).ok(),
+            pid,
+            // A daemon inside the VMM's own process (a test, a unikernel) cannot be fenced by killing it.
+            pidfd: pidfd.filter(|_| pid != std::process::id()),
         }
     }
 

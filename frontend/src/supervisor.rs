@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use papr_intc_protocol::wire::handshake::Goodbye;
+use papr_intc_protocol::wire::Request;
+use papr_intc_protocol::wire::handshake::{Goodbye, SetShm};
 
 use crate::channel::{Patience, Shut};
 use crate::connection::Connection;
@@ -31,7 +32,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(1);
 const LAST_DELAY: Duration = Duration::from_secs(1);
 /// Delay at most after a daemon that did reach START.
 const STARTED_DELAY: Duration = Duration::from_millis(16);
-/// So many failed starts in a row, not counting daemons that somebody killed, are the end.
+/// So many failed starts in a row, excused ones not counted, are the end.
 const GIVE_UP_AFTER: u32 = 6;
 
 /// A daemon that serves.
@@ -45,8 +46,8 @@ pub(crate) struct Session {
 /// A start that failed.
 struct Failed {
     error: Error,
-    /// Somebody killed the daemon: not its own failure.
-    killed: bool,
+    /// Not the daemon's own failure: it was killed, is not there yet, or waits for another one's lock.
+    excused: bool,
 }
 
 /// Starts a daemon, shakes hands and brings the channels up.
@@ -57,7 +58,7 @@ pub(crate) fn start(core: &Core, launcher: &Launcher, number: u64) -> Result<Ses
 fn try_start(core: &Core, launcher: &Launcher, number: u64) -> Result<Session, Failed> {
     let (mut process, stream) = launcher.launch().map_err(|error| Failed {
         error,
-        killed: false,
+        excused: launcher.is_foreign(),
     })?;
     core.signals.pid.store(process.pid(), Ordering::Relaxed);
     let begun = core.signals.handshake(Some(&stream));
@@ -75,9 +76,11 @@ fn try_start(core: &Core, launcher: &Launcher, number: u64) -> Result<Session, F
         Err(error) => {
             connection.close();
             let ended = fence(core, &mut process);
+            let locked = matches!(&error, Error::Refused { request, errno, .. }
+                if *request == SetShm::NAME && *errno == Errno::EBUSY as i32);
             Err(Failed {
                 error,
-                killed: ended.killed,
+                excused: ended.killed || locked,
             })
         }
     }
@@ -169,7 +172,7 @@ fn restart(
             continue;
         }
         log::warn!("papr-intc could not be started: {}", failed.error);
-        failures += u32::from(!failed.killed);
+        failures += u32::from(!failed.excused);
         if failures >= GIVE_UP_AFTER {
             let why = failed.error.to_string();
             log::error!(

@@ -163,7 +163,13 @@ impl Vcpu {
         loop {
             match self.state.channel.send(Patience::Persist, request, &[]) {
                 Ok(answer) => {
-                    lock(&self.state.line).take(answer.session, line(&answer.reply));
+                    if answer.replayed {
+                        // Its sample may be from the daemon before, whose numbers mean nothing now.
+                        self.state.look_again();
+                    } else {
+                        let line = line(&answer.reply);
+                        lock(&self.state.line).take(answer.session, line);
+                    }
                     return Ok(answer.reply);
                 }
                 Err(Error::Refused { errno, .. }) if errno == Errno::EBUSY as i32 => {

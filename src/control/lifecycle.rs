@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use super::host::DaemonHost;
 use super::journal::Operation;
 use super::{Control, Core, Refused};
-use crate::memory::{QueueMemory, SharedMemory};
+use crate::memory::{QueueMemory, Said, SharedMemory};
 
 /// Name and version, for people.
 pub const VERSION: &str = concat!("papr-intc ", env!("CARGO_PKG_VERSION"));
@@ -75,10 +75,7 @@ impl<M: QueueMemory + Clone> Control<M> {
     pub(super) fn set_machine(&mut self, set: &SetMachine) -> Result<SetMachine, Refused> {
         let machine = Machine::from_words(set.words)
             .ok_or_else(|| Refused::Value("the machine's words make no machine".into()))?;
-        self.check_expected(&machine)?;
-        if let Some(difference) = self.machine.and_then(|m| m.difference(&machine)) {
-            return Err(Refused::MachineDiffers(difference));
-        }
+        self.check_machine(&machine)?;
         if !machine.ram_shared && machine.ic_mode.has_xive() {
             let why = "XIVE needs guest RAM that is shared with the daemon";
             return Err(Refused::Unsupported(why));
@@ -89,7 +86,8 @@ impl<M: QueueMemory + Clone> Control<M> {
         })
     }
 
-    fn check_expected(&self, machine: &Machine) -> Result<(), Refused> {
+    /// The machine is the one that the command line and an earlier SET_MACHINE asked for, if they did.
+    fn check_machine(&self, machine: &Machine) -> Result<(), Refused> {
         let e = &self.expected;
         let wanted = Machine {
             ic_mode: e.ic_mode.unwrap_or(machine.ic_mode),
@@ -98,9 +96,11 @@ impl<M: QueueMemory + Clone> Control<M> {
             sources: e.sources.unwrap_or(machine.sources),
             ..*machine
         };
-        wanted
+        let first = self.machine.unwrap_or(wanted);
+        let difference = wanted
             .difference(machine)
-            .map_or(Ok(()), |d| Err(Refused::MachineDiffers(d)))
+            .or_else(|| first.difference(machine));
+        difference.map_or(Ok(()), |d| Err(Refused::MachineDiffers(d)))
     }
 
     /// GET_SHM: the memory, made now if there is none. The memfd goes with the reply.
@@ -144,10 +144,7 @@ impl<M: QueueMemory + Clone> Control<M> {
                 start_count: core.memory.start_count(),
             });
         }
-        let memory = SharedMemory::adopt(fd, set.generation)?;
-        if let Some(difference) = self.machine.and_then(|m| m.difference(&memory.machine)) {
-            return Err(Refused::MachineDiffers(difference));
-        }
+        let memory = SharedMemory::adopt(fd, said(set), |machine| self.check_machine(machine))?;
         let reply = SetShmReply {
             generation: memory.generation,
             start_count: memory.start_count(),
@@ -159,13 +156,8 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     pub(super) fn check_shm(&self, check: &CheckShm, fd: OwnedFd) -> CheckShmReply {
         let verdict = check_layout(&check.shm)
-            .and_then(|()| Ok(SharedMemory::check(fd, check.shm.generation)?))
-            .and_then(
-                |machine| match self.machine.and_then(|m| m.difference(&machine)) {
-                    Some(difference) => Err(Refused::MachineDiffers(difference)),
-                    None => Ok(()),
-                },
-            );
+            .and_then(|()| Ok(SharedMemory::check(fd, said(&check.shm))?))
+            .and_then(|machine| self.check_machine(&machine));
         match verdict {
             Ok(()) => CheckShmReply {
                 errno: 0,
@@ -263,7 +255,11 @@ impl<M: QueueMemory> Core<M> {
         if c.state.executor == Executor::Daemon {
             in_doubt = self.redo_forwards();
         }
-        c.xics.recover();
+        if self.depth() == 0 {
+            c.xics.recover();
+        } else {
+            c.xics.take_back();
+        }
         let Some((ticket, operation)) = self.journal().open() else {
             return (0, in_doubt);
         };
@@ -346,6 +342,13 @@ pub(super) fn executor_of(number: u32) -> Option<Executor> {
         executor::FRONT_END => Some(Executor::FrontEnd),
         executor::DAEMON => Some(Executor::Daemon),
         _ => None,
+    }
+}
+
+fn said(set: &SetShm) -> Said {
+    Said {
+        generation: set.generation,
+        size: set.size,
     }
 }
 

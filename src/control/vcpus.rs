@@ -27,7 +27,7 @@ impl<M: QueueMemory> Core<M> {
         let c = self.controller();
         server < c.geometry.servers()
             && if c.machine.ic_mode.has_xics() {
-                c.xics.connected(server)
+                c.xics.is_connected(server)
             } else {
                 c.xive.is_connected(server)
             }

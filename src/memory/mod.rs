@@ -54,6 +54,14 @@ pub enum MemoryError {
     /// The machine in the header makes no sense.
     #[error("the machine in the header is damaged")]
     Machine,
+    /// Not as large as the front-end said.
+    #[error("the memfd has {found} bytes, the front-end said {said}")]
+    SizeSaid {
+        /// Bytes it has.
+        found: u64,
+        /// In the message.
+        said: u64,
+    },
     /// Not the memory that the front-end spoke of.
     #[error("the header has generation {found}, the front-end said {expected}")]
     Generation {
@@ -71,7 +79,8 @@ impl MemoryError {
         match self {
             Self::Os { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             Self::Seals => libc::EPERM,
-            Self::Size { .. } | Self::Machine | Self::Generation { .. } => libc::EUCLEAN,
+            Self::Size { .. } | Self::SizeSaid { .. } => libc::EUCLEAN,
+            Self::Machine | Self::Generation { .. } => libc::EUCLEAN,
             Self::Locked => libc::EBUSY,
             Self::Header(HeaderError::Magic(_)) => libc::EUCLEAN,
             Self::Header(_) => libc::EPROTONOSUPPORT,
@@ -79,12 +88,21 @@ impl MemoryError {
     }
 }
 
+/// What a front-end says about the memory that it hands in.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    /// Generation in the header.
+    pub generation: u64,
+    /// Bytes of the memfd.
+    pub size: u64,
+}
+
 /// The shared memory of one machine, locked by us.
 pub struct SharedMemory {
-    /// The open file description that goes to the VMM.
-    file: File,
-    /// Ours alone: holds the lock.
-    _lock: File,
+    /// Holds the lock. Never leaves this process: the lock belongs to the open file description.
+    _locked: File,
+    /// The same memory, to be handed out.
+    shared: File,
     /// Its words.
     pub storage: Arc<OwnedStorage>,
     /// Its machine.
@@ -98,9 +116,10 @@ impl SharedMemory {
     /// the state word keeps the gate closed.
     pub fn create(machine: Machine) -> Result<Self, MemoryError> {
         let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
-        let file = memfd::create(geometry.size())?;
-        let lock = memfd::lock(&file)?;
-        let storage = Arc::new(map_owned(&file, geometry)?);
+        let locked = memfd::create(geometry.size())?;
+        memfd::lock(&locked)?;
+        let shared = memfd::reopen(&locked)?;
+        let storage = Arc::new(map_owned(&locked, geometry)?);
         let set = |w, value| {
             // Release: the magic, stored last, publishes the rest to `header::check`.
             storage
@@ -116,21 +135,28 @@ impl SharedMemory {
         machine.write(&storage);
         set(word::MAGIC, header::MAGIC);
         Ok(Self {
-            file,
-            _lock: lock,
+            _locked: locked,
+            shared,
             storage,
             machine,
             generation: 1,
         })
     }
 
-    /// Takes over the memory that a predecessor left: checks, locks, raises generation and start
-    /// count. On an error the memory is as it was.
-    pub fn adopt(fd: OwnedFd, expected_generation: u64) -> Result<Self, MemoryError> {
-        let file = File::from(fd);
-        let (machine, geometry) = inspect(&file, expected_generation)?;
-        let lock = memfd::lock(&file)?;
-        let storage = Arc::new(map_owned(&file, geometry)?);
+    /// Takes over the memory that a predecessor left: locks, checks, asks `accept` about its machine,
+    /// raises generation and start count. On an error the memory is as it was.
+    pub fn adopt<E: From<MemoryError>>(
+        fd: OwnedFd,
+        said: Said,
+        accept: impl FnOnce(&Machine) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let shared = File::from(fd);
+        memfd::check_seals(&shared)?;
+        let locked = memfd::reopen(&shared)?;
+        memfd::lock(&locked)?;
+        let (machine, geometry) = inspect(&locked, said)?;
+        accept(&machine)?;
+        let storage = Arc::new(map_owned(&locked, geometry)?);
         let raise = |w| {
             // Only the lock's holder writes header words; Release as in `create`.
             storage
@@ -141,8 +167,8 @@ impl SharedMemory {
         let generation = raise(word::GENERATION);
         raise(word::START_COUNT);
         Ok(Self {
-            file,
-            _lock: lock,
+            _locked: locked,
+            shared,
             storage,
             machine,
             generation,
@@ -150,13 +176,13 @@ impl SharedMemory {
     }
 
     /// What [`Self::adopt`] would say, but for the lock; writes nothing.
-    pub fn check(fd: OwnedFd, expected_generation: u64) -> Result<Machine, MemoryError> {
-        inspect(&File::from(fd), expected_generation).map(|(machine, _)| machine)
+    pub fn check(fd: OwnedFd, said: Said) -> Result<Machine, MemoryError> {
+        inspect(&File::from(fd), said).map(|(machine, _)| machine)
     }
 
-    /// The memfd, to be handed out.
+    /// The memfd, to be handed out: by another open file description than the one that is locked.
     pub fn file(&self) -> &File {
-        &self.file
+        &self.shared
     }
 
     /// A header word.
@@ -189,9 +215,13 @@ fn map_error(e: impl std::error::Error + Send + Sync + 'static) -> MemoryError {
 }
 
 /// Checks seals, size, header and machine of a memfd from outside.
-fn inspect(file: &File, expected_generation: u64) -> Result<(Machine, Geometry), MemoryError> {
+fn inspect(file: &File, said: Said) -> Result<(Machine, Geometry), MemoryError> {
     memfd::check_seals(file)?;
     let found = memfd::size(file)?;
+    if found != said.size {
+        let said = said.size;
+        return Err(MemoryError::SizeSaid { found, said });
+    }
     // The smallest geometry is enough to read a header; its size tells the true one.
     let smallest = Geometry::new(16, 16, 1).ok_or(MemoryError::Machine)?;
     if found < smallest.size() {
@@ -211,10 +241,10 @@ fn inspect(file: &File, expected_generation: u64) -> Result<(Machine, Geometry),
         });
     }
     let generation = view.table(Table::Header(word::GENERATION), Ordering::Acquire);
-    if generation != expected_generation || generation == 0 {
+    if generation != said.generation || generation == 0 {
         return Err(MemoryError::Generation {
             found: generation,
-            expected: expected_generation,
+            expected: said.generation,
         });
     }
     Ok((machine, geometry))
@@ -233,58 +263,92 @@ mod tests {
     }
 
     fn dup(memory: &SharedMemory) -> OwnedFd {
-        memory.file.as_fd().try_clone_to_owned().unwrap()
+        memory.file().as_fd().try_clone_to_owned().unwrap()
+    }
+
+    fn said(generation: u64) -> Said {
+        let size = machine().geometry().unwrap().size();
+        Said { generation, size }
+    }
+
+    fn adopt(fd: OwnedFd, said: Said) -> Result<SharedMemory, MemoryError> {
+        SharedMemory::adopt(fd, said, |_| Ok(()))
     }
 
     #[test]
     fn memory_of_a_live_daemon_is_refused_and_that_of_a_dead_one_taken() {
         let first = SharedMemory::create(machine()).unwrap();
-        // The VMM keeps what GET_SHM gave it, and hands just that to the next daemon.
-        let kept = dup(&first);
-        assert!(matches!(
-            SharedMemory::adopt(dup(&first), 1),
-            Err(MemoryError::Locked)
-        ));
+        // The VMM keeps what was handed out, whoever dies.
+        let vmm = dup(&first);
+        let again = || vmm.try_clone().unwrap();
+        assert!(matches!(adopt(again(), said(1)), Err(MemoryError::Locked)));
         drop(first);
-        let second = SharedMemory::adopt(kept, 1).unwrap();
+        let second = adopt(again(), said(1)).unwrap();
         assert_eq!(
             (second.generation, second.start_count(), second.machine),
             (2, 2, machine())
         );
+        assert!(matches!(adopt(again(), said(2)), Err(MemoryError::Locked)));
+        drop(second);
+        adopt(again(), said(2)).unwrap();
+    }
+
+    #[test]
+    fn memory_of_a_machine_that_is_not_wanted_is_left_as_it_was() {
+        let first = SharedMemory::create(machine()).unwrap();
+        let vmm = dup(&first);
+        drop(first);
+        let refuse = |_: &Machine| Err(MemoryError::Machine);
+        assert!(SharedMemory::adopt(vmm.try_clone().unwrap(), said(1), refuse).is_err());
+        let second = adopt(vmm, said(1)).unwrap();
+        assert_eq!((second.generation, second.start_count()), (2, 2));
     }
 
     #[test]
     fn memory_of_another_generation_is_refused_unchanged() {
         let first = SharedMemory::create(machine()).unwrap();
-        let fd = dup(&first);
+        let vmm = dup(&first);
+        drop(first);
         assert!(matches!(
-            SharedMemory::adopt(fd, 9),
+            adopt(vmm.try_clone().unwrap(), said(9)),
             Err(MemoryError::Generation { found: 1, .. })
         ));
-        assert_eq!(first.header(word::GENERATION), 1);
+        assert_eq!(adopt(vmm, said(1)).unwrap().generation, 2);
     }
 
     #[test]
     fn an_unsealed_or_short_or_foreign_memfd_is_refused() {
         let plain = tempfile::tempfile().unwrap();
         assert!(matches!(
-            SharedMemory::check(plain.into(), 1),
+            SharedMemory::check(plain.into(), said(1)),
             Err(MemoryError::Os { .. })
         ));
         let short = memfd::create(4096).unwrap();
         assert!(matches!(
-            SharedMemory::check(short.into(), 1),
+            SharedMemory::check(
+                short.into(),
+                Said {
+                    generation: 1,
+                    size: 4096
+                }
+            ),
             Err(MemoryError::Size { .. })
         ));
         let foreign = memfd::create(1 << 20).unwrap();
         assert!(matches!(
-            SharedMemory::check(foreign.into(), 1),
+            SharedMemory::check(
+                foreign.into(),
+                Said {
+                    generation: 1,
+                    size: 1 << 20
+                }
+            ),
             Err(MemoryError::Header(HeaderError::Magic(0)))
         ));
         let damaged = SharedMemory::create(machine()).unwrap();
         damaged.set_header(word::MACHINE, 0);
         assert!(matches!(
-            SharedMemory::check(dup(&damaged), 1),
+            SharedMemory::check(dup(&damaged), said(1)),
             Err(MemoryError::Machine)
         ));
     }

@@ -3,6 +3,8 @@
 //! LSI levels live here and are told to whichever controller becomes active; a vCPU's line is a function
 //! of the active controller's state.
 
+use std::collections::BTreeSet;
+
 use super::memory::Memory;
 use super::ret;
 use super::rules::Rules;
@@ -199,6 +201,30 @@ impl Machine {
         for lisn in 0..self.level.len() {
             if self.lsi[lisn] {
                 self.set_level(lisn as u32, self.level[lisn]);
+            }
+        }
+    }
+
+    /// Devices act while the machine is quiesced, then it resumes. Levels are what they are at the end;
+    /// what was raised, and one message a source, count when it resumes, in ascending order.
+    pub fn quiesced(&mut self, events: &[(u32, bool)]) {
+        for &(lisn, level) in events.iter().filter(|(lisn, _)| self.lsi[*lisn as usize]) {
+            self.level[lisn as usize] = level;
+            if let Some(x) = self.xive.as_mut() {
+                x.src[lisn as usize].asserted = level;
+            }
+            if let Some(x) = self.xics.as_mut()
+                && let Some(n) = x.index(lisn)
+            {
+                x.src[n].asserted = level;
+            }
+        }
+        let raised: BTreeSet<u32> = events.iter().filter(|e| e.1).map(|e| e.0).collect();
+        for lisn in raised {
+            if !self.lsi[lisn as usize] {
+                self.pulse(lisn);
+            } else if self.level[lisn as usize] {
+                self.set_level(lisn, true);
             }
         }
     }

@@ -25,7 +25,7 @@ use model::xive::Layout;
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
 use papr_intc_protocol::layout::plain::PlainStorage;
 use papr_intc_protocol::layout::{Compat, IcMode, Machine, Table, TableStorage};
-use papr_intc_protocol::plane::{Controller, Host, Plane};
+use papr_intc_protocol::plane::{Controller, Host, LevelInput, Plane};
 use proptest::prelude::*;
 
 /// Server numbers; number 2 has no vCPU at the start.
@@ -128,6 +128,32 @@ impl Pair {
             c.xive.disconnect(server);
         }
         self.model.connect(server, connected);
+    }
+
+    fn set_gate(&self, gate: Gate) {
+        let state = State {
+            gate,
+            ..self.plane.state()
+        };
+        let word = self.plane.storage().table_word(Table::Header(word::STATE));
+        word.store(state.to_word(), Ordering::Release);
+    }
+
+    /// Quiesce, what devices do meanwhile, resume: as the daemon does it.
+    fn quiesced(&mut self, played: &[u32], events: &[(u32, bool)]) {
+        self.set_gate(Gate::Latch);
+        let c = self.plane.controller();
+        for &(lisn, level) in events {
+            if c.xive.is_lsi(lisn) || c.xics.source(lisn).is_some_and(|s| s.lsi) {
+                c.set_level(lisn, LevelInput::Vmm, level);
+            } else if level {
+                c.trigger(lisn);
+            }
+        }
+        self.set_gate(Gate::Open);
+        let c = self.plane.controller();
+        played.iter().for_each(|lisn| c.replay(*lisn, c.state.mode));
+        self.model.quiesced(events);
     }
 
     /// The queue entries written since the last call are the same.

@@ -46,6 +46,9 @@ enum Op {
         server: u32,
     },
     MachineReset,
+    Quiesced {
+        events: Vec<(usize, bool)>,
+    },
 }
 
 fn priority() -> impl Strategy<Value = u8> {
@@ -111,6 +114,7 @@ fn op() -> impl Strategy<Value = Op> {
         10 => (server.clone(), any::<bool>()).prop_map(|(server, connected)| Op::Connect { server, connected }),
         4 => server.prop_map(|server| Op::VcpuReset { server }),
         1 => Just(Op::MachineReset),
+        20 => prop::collection::vec((0..PLAYED.len(), any::<bool>()), 0..4).prop_map(|events| Op::Quiesced { events }),
     ]
 }
 
@@ -136,7 +140,7 @@ impl Pair {
     }
 
     fn connected(&self, server: u32) -> bool {
-        self.c().xics.connected(server)
+        self.c().xics.is_connected(server)
     }
 
     fn perform(&mut self, op: &Op) -> Result<(), TestCaseError> {
@@ -193,6 +197,14 @@ impl Pair {
             Op::VcpuReset { server } => {
                 self.c().xics.vcpu_reset(server);
                 self.model.vcpu_reset(server);
+            }
+            Op::Quiesced { ref events } => {
+                // The daemon and the front-end refuse devices without a claim.
+                let claimed =
+                    |n: usize| self.c().xics.source(XICS_BASE + PLAYED[n]).unwrap().claimed;
+                let events = events.iter().filter(|e| claimed(e.0));
+                let events: Vec<_> = events.map(|e| (XICS_BASE + PLAYED[e.0], e.1)).collect();
+                self.quiesced(&PLAYED.map(|n| XICS_BASE + n), &events);
             }
             Op::MachineReset => {
                 let c = self.plane.controller();

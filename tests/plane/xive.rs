@@ -65,6 +65,9 @@ enum Op {
         server: u32,
     },
     MachineReset,
+    Quiesced {
+        events: Vec<(usize, bool)>,
+    },
 }
 
 fn n() -> impl Strategy<Value = usize> + Clone {
@@ -167,6 +170,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..SERVERS, any::<bool>()).prop_map(|(server, connected)| Op::Connect { server, connected }),
         4 => (0..SERVERS).prop_map(|server| Op::VcpuReset { server }),
         1 => Just(Op::MachineReset),
+        20 => prop::collection::vec((n(), any::<bool>()), 0..4).prop_map(|events| Op::Quiesced { events }),
     ]
 }
 
@@ -285,6 +289,12 @@ impl Pair {
                 self.c().xive.vcpu_reset(server);
                 self.model.vcpu_reset(server);
             }
+            Op::Quiesced { ref events } => {
+                let claimed = |n: usize| self.c().xive.source_config(PLAYED[n].into()).is_some();
+                let events = events.iter().filter(|e| claimed(e.0));
+                let events: Vec<_> = events.map(|e| (PLAYED[e.0], e.1)).collect();
+                self.quiesced(&PLAYED, &events);
+            }
             Op::MachineReset => {
                 let c = self.plane.controller();
                 PLAYED.iter().for_each(|lisn| c.xive.reset_source(*lisn));
@@ -385,7 +395,8 @@ fn run(compat: Compat, ops: &[Op]) -> Result<(), TestCaseError> {
             | Op::Free { .. }
             | Op::Connect { .. }
             | Op::VcpuReset { .. }
-            | Op::MachineReset => {
+            | Op::MachineReset
+            | Op::Quiesced { .. } => {
                 pair.configure(op);
             }
             _ => pair.access(op)?,

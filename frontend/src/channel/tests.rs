@@ -229,7 +229,7 @@ fn requests_of_many_threads_are_outstanding_one_at_a_time_in_rising_order() {
 #[test]
 fn numbers_of_a_later_channel_are_above_those_of_an_earlier_one() {
     let (first, _reports) = channel();
-    let used = (0..10).map(|_| first.next_seq()).last().unwrap();
+    let used = (0..10).map(|_| first.next_seq()).max().unwrap();
     let (second, _reports) = channel();
     assert!(second.next_seq() > used);
 }

@@ -142,7 +142,7 @@ fn set_xive_routing<S: Storage, H: Host>(
 ) -> Option<Routing> {
     xics.source(irq)?;
     let priority = u8::try_from(priority).ok()?;
-    xics.connected(server).then_some(Routing {
+    xics.is_connected(server).then_some(Routing {
         server,
         priority,
         saved: priority,

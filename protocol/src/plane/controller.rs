@@ -66,7 +66,7 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
             (Gate::Open, Mode::Xive) => self.xive.trigger(lisn),
             (Gate::Open, Mode::Xics) => self.xics.trigger(lisn),
             (_, Mode::Xive) => self.xive.latch_trigger(lisn),
-            (_, Mode::Xics) => self.xics.latch(lisn),
+            (_, Mode::Xics) => self.xics.latch_trigger(lisn),
         }
     }
 
@@ -102,8 +102,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
-    /// Acts on what was recorded for a source: one trigger, and its level. The gate has opened and
-    /// the grace period after that is over, so that nobody records any more. `from`: the mode in
+    /// Acts on what was recorded for a source: one trigger, or a level that rose. The gate has opened
+    /// and the grace period after that is over, so that nobody records any more. `from`: the mode in
     /// which it was recorded.
     pub fn replay(&self, lisn: u32, from: Mode) {
         if from != self.state.mode {
@@ -126,7 +126,7 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         {
             match self.state.mode {
                 Mode::Xive => self.xive.latch_trigger(lisn),
-                Mode::Xics => self.xics.latch(lisn),
+                Mode::Xics => self.xics.latch_trigger(lisn),
             }
         }
     }
@@ -145,7 +145,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
             let seen = source.load(Ordering::Acquire) & (s.vmm | s.irqfd);
             for (has, bit) in [(seen & s.vmm != 0, t.vmm), (seen & s.irqfd != 0, t.irqfd)] {
                 if has {
-                    target.fetch_or(bit, Ordering::AcqRel);
+                    // A level that the new controller has never seen rise: `replay` presents it.
+                    target.fetch_or(bit | t.latched, Ordering::AcqRel);
                 } else {
                     target.fetch_and(!bit, Ordering::AcqRel);
                 }

@@ -86,8 +86,8 @@ pub(super) struct Inner {
 impl Inner {
     /// Starts the inner daemon, with no memory and nothing negotiated.
     pub(super) fn new(backend: &Arc<StdBackend>) -> Result<Self, StandardError> {
-        let mut endpoint =
-            Endpoint::new().map_err(|e| StandardError::new("no private socket", e))?;
+        let mut endpoint = Endpoint::new()
+            .map_err(|e| StandardError::new("no private socket in the temporary directory", e))?;
         let mut daemon = fresh(backend)?;
         let socket = connect(&mut daemon, &mut endpoint)?;
         Ok(Self {

@@ -22,6 +22,7 @@ use crate::server::socket::{FLAG_NEED_REPLY, recv_message, send_message};
 
 mod logging;
 mod memory;
+mod model;
 mod negotiation;
 mod refusal;
 

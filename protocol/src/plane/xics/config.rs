@@ -240,14 +240,14 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// The vCPU exists.
-    pub fn connected(&self, server: u32) -> bool {
+    pub fn is_connected(&self, server: u32) -> bool {
         self.icp_now(server) & CONNECTED != 0
     }
 
     fn reset_icp(&self, server: u32, kept: u64) {
         let work = self.swap_icp(server, |old| {
             let new = Self::icp_after_reset(old, kept);
-            Some((new, (self.displace(0, old, server, new), xisr(old) != 0)))
+            (new, (self.displace(0, old, server, new), xisr(old) != 0))
         });
         if let Some((work, lowered)) = work {
             if lowered {
@@ -285,7 +285,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         for server in 0..self.geometry.servers() {
             let lowered = self.swap_icp(server, |old| {
                 let new = Self::icp_after_reset(old, PARITY | CONNECTED);
-                Some((new, xisr(old) != 0))
+                (new, xisr(old) != 0)
             });
             if lowered == Some(true) {
                 self.host.kick(server);
@@ -312,7 +312,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
                 new |= if levels.vmm { LEVEL_VMM } else { 0 };
                 new |= if levels.irqfd { LEVEL_IRQFD } else { 0 };
             }
-            // AcqRel: against `latch` and `latch_level`.
+            // AcqRel: against `latch_trigger` and `latch_level`.
             if Self::swap(source, old, new, AcqRel) {
                 return;
             }
@@ -320,18 +320,23 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         self.host.contended(irq);
     }
 
-    /// After the gate has opened: makes up for a latched trigger, and sends an LSI whose level rose.
+    /// After the gate has opened: makes up for what was latched: one trigger of an MSI, an LSI whose
+    /// level rose. A source with nothing latched is left as it is.
     pub fn replay(&self, irq: u32) {
         let Some(n) = self.source_of(irq) else { return };
         let source = self.source_word(n);
         // Acquire: most sources have nothing to replay.
-        if source.load(Acquire) & LATCHED != 0 {
-            self.host.journal(irq, 0);
-            // AcqRel: takes over what the trigger published.
-            if source.fetch_and(!LATCHED, AcqRel) & (LATCHED | LSI) == LATCHED {
-                self.settle(Work::Deliver(n));
-            }
+        if source.load(Acquire) & LATCHED == 0 {
+            return;
         }
-        self.look_again(irq);
+        self.host.journal(irq, 0);
+        // AcqRel: takes over what the trigger published.
+        let was = source.fetch_and(!LATCHED, AcqRel);
+        if was & (LATCHED | LSI) == LATCHED {
+            self.settle(Work::Deliver(n));
+            self.close();
+        } else {
+            self.look_again(irq);
+        }
     }
 }

@@ -55,20 +55,23 @@ fn with_ipi(icp: u64) -> u64 {
 }
 
 impl<S: Storage, H: Host> Xics<'_, S, H> {
-    /// Changes an ICP word in one swap. `step` maps the word to a new one and what to do after the
-    /// swap, and may run several times; `None` from it leaves the word alone.
+    /// Changes an existing vCPU's ICP word in one swap. `step` maps the word to a new one and what to
+    /// do after the swap, and may run several times.
     ///
-    /// `None`: no such server, `step` declined, or a daemon met too many failed swaps.
+    /// `None`: no such vCPU, or a daemon met too many failed swaps.
     pub(super) fn swap_icp<T>(
         &self,
         server: u32,
-        mut step: impl FnMut(u64) -> Option<(u64, T)>,
+        mut step: impl FnMut(u64) -> (u64, T),
     ) -> Option<T> {
         let word = self.icp(server)?;
         for _ in 0..self.attempts() {
             // Acquire pairs with every swap of this word: a presenter's source is visible.
             let old = word.load(Acquire);
-            let (new, after) = step(old)?;
+            if old & CONNECTED == 0 {
+                return None;
+            }
+            let (new, after) = step(old);
             // SeqCst: the opener's half of the look-again pair (`pass`, `park`), and the presenter's
             // release of what the device wrote before its trigger.
             if Self::swap(word, old, new, SeqCst) {
@@ -123,7 +126,8 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
-    /// H_XIRR: accepts what is presented. The XIRR before; CPPR becomes the accepted priority.
+    /// H_XIRR: accepts what is presented. The XIRR before; CPPR becomes the accepted priority. 0 for
+    /// a vCPU that does not exist.
     pub fn accept(&self, server: u32) -> u32 {
         self.accept_in(server, 0, |_| ())
     }
@@ -151,7 +155,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
                 opened = self.pass_after(old, pp(old));
             }
             before(old);
-            Some((new, (xirr(old), opened)))
+            (new, (xirr(old), opened))
         });
         let Some((xirr, opened)) = accepted else {
             return 0;
@@ -171,7 +175,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
                 if xisr(old) == 0 {
                     new = with_ipi(new);
                 }
-                return Some((new, (Work::Done, self.pass_after(old, cppr_new))));
+                return (new, (Work::Done, self.pass_after(old, cppr_new)));
             }
             let mut work = Work::Done;
             if xisr(old) != 0 && cppr_new <= pp(old) {
@@ -181,7 +185,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
                 }
                 work = self.displace(0, old, server, new);
             }
-            Some((new, (work, false)))
+            (new, (work, false))
         });
         self.finish(server, swapped);
     }
@@ -195,7 +199,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
             if xisr(old) == 0 {
                 new = with_ipi(new);
             }
-            Some((new, self.pass_after(old, cppr_new)))
+            (new, self.pass_after(old, cppr_new))
         });
         let swapped = swapped.map(|pass| (ended.map_or(Work::Done, |n| self.end(n)), pass));
         self.finish(server, swapped);
@@ -213,9 +217,6 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     /// H_IPI: MFRR of `target`. `false`: no such vCPU. A less favoured MFRR withdraws nothing.
     pub fn set_mfrr(&self, target: u32, mfrr: u8) -> bool {
         let swapped = self.swap_icp(target, |old| {
-            if old & CONNECTED == 0 {
-                return None;
-            }
             let new = with_ipi(with_byte(old, MFRR_SHIFT, mfrr));
             let presented = xisr(new) != xisr(old);
             let work = if presented {
@@ -223,7 +224,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
             } else {
                 Work::Done
             };
-            Some((new, (work, presented && xisr(old) == 0)))
+            (new, (work, presented && xisr(old) == 0))
         });
         let Some((work, kick)) = swapped else {
             return false;

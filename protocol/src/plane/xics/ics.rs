@@ -87,14 +87,15 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// A trigger while the gate is latched: only recorded, [`replay`](Self::replay) makes it up.
-    pub fn latch(&self, irq: u32) {
+    pub fn latch_trigger(&self, irq: u32) {
         if let Some(n) = self.source_of(irq) {
             // AcqRel: publishes what the device wrote before the trigger to who replays it.
             self.source_word(n).fetch_or(LATCHED, AcqRel);
         }
     }
 
-    /// A level while the gate is latched: only stored, [`replay`](Self::replay) acts on it.
+    /// A level while the gate is latched: only stored; a rise is latched too, and
+    /// [`replay`](Self::replay) acts on it.
     pub fn latch_level(&self, irq: u32, input: LevelInput, level: bool) {
         let Some(n) = self.source_of(irq) else { return };
         let word = self.source_word(n);
@@ -102,9 +103,9 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         if word.load(Acquire) & LSI == 0 {
             return;
         }
-        // AcqRel: as in `latch`.
+        // AcqRel: as in `latch_trigger`.
         if level {
-            word.fetch_or(level_bit(input), AcqRel);
+            word.fetch_or(level_bit(input) | LATCHED, AcqRel);
         } else {
             word.fetch_and(!level_bit(input), AcqRel);
         }

@@ -21,6 +21,14 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     ///
     /// Left to the caller: finishing the configuration request in the journal.
     pub fn recover(&self) {
+        self.take_back();
+        self.evaluate();
+        self.rekick();
+    }
+
+    /// The part of [`recover`](Self::recover) that presents nothing: all there is to do in a quiesced
+    /// machine, whose sources are evaluated when it goes on.
+    pub fn take_back(&self) {
         for server in 0..self.geometry.servers() {
             if let Some(icp) = self.icp(server) {
                 // AcqRel: as in `write`; a VMM thread must not present by the routing from before a
@@ -37,8 +45,6 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
                 self.restore_token(n);
             }
         }
-        self.evaluate();
-        self.rekick();
     }
 
     /// Looks at every source: what waits is made findable, and presented if its vCPU is open.

@@ -14,8 +14,10 @@
 //! geometry's counts, except where a function says that it checks. What is read from a shared word
 //! is checked here.
 //!
-//! Not here: recovery of a dead daemon's journal beyond its END locks, parking of a forward whose END
-//! lock a stopped daemon holds (the waiter spins and yields), resamplefds.
+//! Not here: what a daemon that died while it *routed* (remote mode, forwarded calls) leaves beside its
+//! END lock: an entry written and not passed (phase SLOT), a count of forwards that nobody takes back.
+//! Nor parking of a forward whose END lock a stopped daemon holds (the waiter spins and yields), nor
+//! resamplefds.
 
 use crate::layout::{AtomicWord, Compat, Geometry, Machine, Storage};
 use std::sync::atomic::Ordering;
@@ -31,7 +33,7 @@ pub use config::EndView;
 ///
 /// A holder keeps the lock for tens of nanoseconds; after the first looks each one yields, so this
 /// is long enough for a holder that lost its core, and an end for a VMM that scribbled on the word.
-pub const PATIENCE: u32 = 50_000;
+pub const PATIENCE: u32 = 10_000;
 
 /// A lock or a running forward outlasted [`PATIENCE`]. Nothing has changed; the request may be tried
 /// again (H_BUSY to a guest).
@@ -115,3 +117,6 @@ fn all_ones(size: u8) -> u64 {
         _ => u64::MAX,
     }
 }
+
+#[cfg(test)]
+mod tests;

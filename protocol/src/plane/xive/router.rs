@@ -178,12 +178,14 @@ impl<S: Storage, H> Xive<'_, S, H> {
     fn queue(&self, end: u32, cursor: u64) -> Option<Queue> {
         let (address, config) = self.end_config(end, cursor);
         let size = u64::from(end_config::size(config));
-        let valid = config & end_config::VALID != 0 && is_queue_size(size);
+        if config & end_config::VALID == 0 || !is_queue_size(size) {
+            return None;
+        }
         // An address that the daemon never accepts: as none.
-        address.checked_add(1 << size.min(24))?;
-        valid.then_some(Queue {
+        address.checked_add(1 << size)?;
+        Some(Queue {
             address,
-            entries: 1 << (size.max(2) - 2),
+            entries: 1 << (size - 2),
             always_notify: config & end_config::ALWAYS_NOTIFY != 0,
         })
     }

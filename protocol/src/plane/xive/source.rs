@@ -150,7 +150,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             .fetch_or(source::LATCHED, Ordering::AcqRel);
     }
 
-    /// A level input while the gate is latched: only recorded.
+    /// A level input while the gate is latched: only recorded; a rise is latched too.
     pub fn latch_level(&self, lisn: u32, input: LevelInput, level: bool) {
         let bit = level_bit(input);
         if !self.is_lsi(lisn) {
@@ -159,24 +159,35 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             }
         } else {
             Self::update(self.storage.page(Page::Source(lisn)), |w| {
-                if level { w | bit } else { w & !bit }
+                if level {
+                    w | bit | source::LATCHED
+                } else {
+                    w & !bit
+                }
             });
         }
     }
 
-    /// Makes up for what was recorded while the gate was latched: one trigger if LATCHED, and the
-    /// assert rule if a level is high. Also right for a source with nothing to make up.
+    /// Makes up for what was recorded while the gate was latched: one trigger of an MSI, the assert
+    /// rule of an LSI whose level is still high. A source with nothing latched is left as it is.
     pub fn replay(&self, lisn: u32) {
+        // Relaxed: a hint; the swap below decides. Most sources have nothing to replay.
+        let word = self
+            .storage
+            .page(Page::Source(lisn))
+            .load(Ordering::Relaxed);
+        if word & source::LATCHED == 0 {
+            return;
+        }
+        let lsi = self.is_lsi(lisn);
         self.step(lisn, |w| {
-            let (mut next, mut forward) = (w & source::PQ, false);
-            if w & source::LATCHED != 0 {
-                (next, forward) = pq::trigger(next);
-            }
-            if w & source::ASSERTED != 0 {
-                let (asserted, level) = pq::assert(next);
-                (next, forward) = (asserted, forward || level);
-            }
-            (w & !source::LATCHED, (next, forward))
+            let pq = w & source::PQ;
+            let next = match (w & source::LATCHED != 0, lsi) {
+                (true, false) => pq::trigger(pq),
+                (true, true) if w & source::ASSERTED != 0 => pq::assert(pq),
+                _ => (pq, false),
+            };
+            (w & !source::LATCHED, next)
         });
     }
 

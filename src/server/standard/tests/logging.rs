@@ -3,7 +3,7 @@
 use super::*;
 
 /// Pages marked in the log, ascending.
-fn dirty(log: &File) -> Vec<u64> {
+pub(super) fn dirty(log: &File) -> Vec<u64> {
     let mut bytes = vec![0; log.metadata().unwrap().len() as usize];
     log.read_exact_at(&mut bytes, 0).unwrap();
     let page = |byte: usize, bit: u64| byte as u64 * 8 + bit;

@@ -1,0 +1,155 @@
+//! Command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use papr_intc_protocol::layout::{Compat, IcMode};
+
+use crate::device_process::ChildArguments;
+
+/// Runs a mock pseries guest on a real papr-intc daemon, kills the daemon meanwhile, and counts
+/// whether every interrupt arrived.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "mock_vmm", version)]
+pub struct Options {
+    /// Which interrupt controllers the machine has
+    #[arg(long, value_enum, default_value = "dual")]
+    pub mode: Mode,
+    /// vCPUs
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub vcpus: u32,
+    /// Interrupt sources: half of them device threads, the rest eventfds and a few levels
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=2048))]
+    pub sources: u32,
+    /// How long
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    pub duration: Duration,
+    /// Choices of devices, guest and conductor follow from it
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Map nothing: the daemon runs the data plane
+    #[arg(long)]
+    pub remote: bool,
+    /// Send every call of the guest to the daemon, also those that the front-end can answer
+    #[arg(long)]
+    pub forward_all: bool,
+    /// Kill the daemon (SIGKILL) at this moment
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with_all = ["kills", "no_kill"])]
+    pub kill_at: Option<Duration>,
+    /// Kill the daemon so many times, at moments that follow from the seed [default: 1 if the VMM runs
+    /// the data plane, 0 if the daemon does]
+    #[arg(long, value_name = "N", conflicts_with = "no_kill")]
+    pub kills: Option<u32>,
+    /// Let the daemon live
+    #[arg(long)]
+    pub no_kill: bool,
+    /// Break something on purpose, to see that it is noticed
+    #[arg(long = "break", value_enum, value_name = "WHAT")]
+    pub fault: Option<Fault>,
+    /// The daemon [default: papr-intc of the same build]
+    #[arg(long, value_name = "PATH")]
+    pub daemon: Option<PathBuf>,
+    /// Whose behaviour the controller has
+    #[arg(long, value_enum, default_value = "papr-1")]
+    pub compat: Level,
+    /// How long to wait for what is still under way before it counts as lost
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    pub patience: Duration,
+    /// Run on a plain model in this process instead of a daemon: checks the guest itself
+    #[arg(long, hide = true)]
+    pub model: bool,
+    #[command(flatten)]
+    pub child: Child,
+}
+
+/// The command line of the device process.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Child {
+    #[arg(long, hide = true, value_name = "FD")]
+    device_process: Option<i32>,
+    #[arg(long, hide = true, default_value_t = 0)]
+    cells: usize,
+    #[arg(long, hide = true, default_value = "")]
+    eventfds: String,
+}
+
+impl Options {
+    /// How many kills at seeded moments.
+    pub fn seeded_kills(&self) -> u32 {
+        // What a dying daemon held of the data plane is not recovered in every case yet.
+        let default = u32::from(!self.remote && !self.forward_all);
+        self.kills.unwrap_or(default)
+    }
+
+    /// What the device process is to do, if this is one.
+    pub fn child(&self) -> Option<ChildArguments> {
+        self.child.device_process.map(|memfd| ChildArguments {
+            memfd,
+            cells: self.child.cells,
+            seed: self.seed,
+            eventfds: self.child.eventfds.clone(),
+        })
+    }
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// XICS only
+    Xics,
+    /// XIVE only
+    Xive,
+    /// Both: XICS until the guest chooses at CAS
+    Dual,
+}
+
+impl Mode {
+    /// As the machine has it.
+    pub fn ic_mode(self) -> IcMode {
+        match self {
+            Self::Xics => IcMode::Xics,
+            Self::Xive => IcMode::Xive,
+            Self::Dual => IcMode::Dual,
+        }
+    }
+}
+
+/// `--compat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// PAPR, where QEMU 7.2 is wrong
+    #[value(name = "papr-1")]
+    Papr1,
+    /// QEMU 7.2 to the letter
+    #[value(name = "qemu-7.2")]
+    Qemu72,
+}
+
+impl Level {
+    /// As the machine has it.
+    pub fn compat(self) -> Compat {
+        match self {
+            Self::Papr1 => Compat::Papr1,
+            Self::Qemu72 => Compat::Qemu72,
+        }
+    }
+}
+
+/// `--break`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fault {
+    /// Some triggers are swallowed
+    Forward,
+    /// Some kicks don't reach the vCPU
+    Kick,
+    /// Some interrupts that came while in service are not sent again
+    Resend,
+    /// Some queue entries get the wrong generation bit
+    Generation,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}

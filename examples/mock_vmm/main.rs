@@ -1,0 +1,53 @@
+//! A mock VMM: a pseries guest made of threads, its devices, and a real papr-intc daemon in charge of
+//! their interrupts, which is killed meanwhile.
+//!
+//!     cargo run --release --example mock_vmm -- --mode dual --vcpus 4 --duration 10
+//!
+//! What runs: [`guest`] is a kernel that uses its interrupt controller as Linux does; [`devices`] and
+//! [`device_process`] trigger its interrupts, from threads and from another process; [`conductor`]
+//! boots, drains, reboots and resets; [`kills`] kills the daemon; [`cells`] is the ground truth by which
+//! nothing may be lost. [`real`] is the part to read for someone who wants to embed papr-intc.
+//!
+//! It ends with 0 if nothing was lost and nothing answered wrongly, 1 if something was, 2 if it could
+//! not run. The last line of its output is for scripts.
+
+mod board;
+mod cells;
+mod cli;
+mod conductor;
+mod device_process;
+mod devices;
+mod faults;
+mod guest;
+mod halt;
+mod kills;
+mod model;
+mod real;
+mod report;
+mod rng;
+mod setup;
+mod tally;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let options = cli::Options::parse();
+    if let Some(arguments) = options.child() {
+        return match device_process::child(&arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => complain(&format!("device process: {e}")),
+        };
+    }
+    match setup::run(options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(gone) => complain(&gone.to_string()),
+    }
+}
+
+fn complain(what: &str) -> ExitCode {
+    eprintln!("mock_vmm: {what}");
+    ExitCode::from(2)
+}

@@ -1,0 +1,224 @@
+//! What a person reads: a progress bar while it runs, a summary afterwards, one line for scripts.
+
+use std::io::IsTerminal;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::Options;
+use crate::conductor::Loss;
+use crate::kills::Outage;
+use crate::tally::{KINDS, Latencies, Tally};
+
+/// Shows progress until `over`: a bar on a terminal, a line every two seconds elsewhere.
+pub fn progress(tally: &Tally, start: Instant, duration: Duration, over: &AtomicBool) {
+    let terminal = std::io::stderr().is_terminal();
+    let total = duration.as_millis() as u64;
+    let bar = if terminal {
+        ProgressBar::new(total)
+    } else {
+        ProgressBar::hidden()
+    };
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {msg}") {
+        bar.set_style(style);
+    }
+    let mut next_line = Duration::from_secs(2);
+    while !over.load(Ordering::Relaxed) {
+        let elapsed = start.elapsed();
+        let delivered = tally.all_delivered();
+        let text = format!(
+            "{:.0} s of {:.0}, {} interrupts",
+            elapsed.as_secs_f64(),
+            duration.as_secs_f64(),
+            grouped(delivered)
+        );
+        bar.set_position((elapsed.as_millis() as u64).min(total));
+        bar.set_message(text.clone());
+        if !terminal && elapsed >= next_line {
+            eprintln!("{text}");
+            next_line = elapsed + Duration::from_secs(2);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bar.finish_and_clear();
+}
+
+/// Everything that the summary tells.
+pub struct Summary<'a> {
+    /// Command line.
+    pub options: &'a Options,
+    /// Counters.
+    pub tally: &'a Tally,
+    /// Trigger → handler.
+    pub latencies: &'a Latencies,
+    /// How long the guest ran.
+    pub ran: Duration,
+    /// Kills of the daemon.
+    pub outages: &'a [Outage],
+    /// What never arrived.
+    pub lost: &'a [Loss],
+    /// Faults put in on purpose.
+    pub faults: u64,
+}
+
+impl Summary<'_> {
+    /// Prints it.
+    pub fn print(&self) {
+        self.print_interrupts();
+        self.print_changes();
+        self.print_outages();
+        self.print_faults();
+        let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        println!(
+            "lost={} spurious={} delivered={} kills={} migrations=0",
+            self.lost.len(),
+            count(&self.tally.spurious),
+            self.tally.all_delivered(),
+            self.outages.len(),
+        );
+    }
+
+    fn print_interrupts(&self) {
+        let o = self.options;
+        let how = match (o.remote, o.forward_all) {
+            (true, _) => "remote",
+            (false, true) => "mapped, every call forwarded",
+            (false, false) => "mapped",
+        };
+        println!(
+            "\n{:?} machine, {} vCPUs, {} sources, {how}, seed {}, {:.1} s\n",
+            o.mode,
+            o.vcpus,
+            o.sources,
+            o.seed,
+            self.ran.as_secs_f64()
+        );
+        println!(
+            "{:<28}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
+            "interrupts", "delivered", "per s", "p50", "p99", "p99.9", "max"
+        );
+        for kind in KINDS {
+            let delivered = self.tally.delivered[kind as usize].load(Ordering::Relaxed);
+            let latency = &self.latencies.0[kind as usize];
+            let at = |q: f64| time(latency.value_at_quantile(q));
+            println!(
+                "{:<28}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}",
+                kind.name(),
+                grouped(delivered),
+                grouped((delivered as f64 / self.ran.as_secs_f64()) as u64),
+                at(0.5),
+                at(0.99),
+                at(0.999),
+                time(latency.max()),
+            );
+        }
+        let t = self.tally;
+        let all = t.all_delivered();
+        let count = |c: &AtomicU64| grouped(c.load(Ordering::Relaxed));
+        println!(
+            "{:<28}{:>12}{:>11}",
+            "together",
+            grouped(all),
+            grouped((all as f64 / self.ran.as_secs_f64()) as u64)
+        );
+        println!(
+            "\nhandlers without news: {} second events of a burst, {} unaccounted for (spurious)\n\
+             entries without an interrupt: {}; of freed interrupts: {}",
+            count(&t.repeats),
+            count(&t.spurious),
+            count(&t.empty),
+            count(&t.strays)
+        );
+    }
+
+    fn print_changes(&self) {
+        let t = self.tally;
+        let count = |c: &AtomicU64| grouped(c.load(Ordering::Relaxed));
+        println!(
+            "configuration calls: {} ({} times busy)\n\
+             affinity moves {}, masked and unmasked {}, freed and requested {}\n\
+             vCPUs off {}, on {}; CAS {}, kexec {}, machine resets {}, drained {} times",
+            count(&t.configured),
+            count(&t.busy),
+            count(&t.moves),
+            count(&t.masks),
+            count(&t.restarts),
+            count(&t.cpu_off),
+            count(&t.cpu_on),
+            count(&t.cas),
+            count(&t.kexecs),
+            count(&t.resets),
+            count(&t.drains),
+        );
+    }
+
+    fn print_outages(&self) {
+        let Some(longest) = self.outages.iter().map(|o| o.lasted).max() else {
+            println!("the daemon was not killed");
+            return;
+        };
+        let delivered: u64 = self.outages.iter().map(|o| o.delivered).sum();
+        let mut each: Vec<Duration> = self.outages.iter().map(|o| o.lasted).collect();
+        each.sort();
+        println!(
+            "kill -9 of the daemon: {}; kill to next answer: median {}, longest {}; \
+             {} interrupts delivered meanwhile",
+            each.len(),
+            time(each[each.len() / 2].as_nanos() as u64),
+            time(longest.as_nanos() as u64),
+            grouped(delivered)
+        );
+    }
+
+    fn print_faults(&self) {
+        if let Some(fault) = self.options.fault {
+            println!(
+                "broken on purpose ({fault:?}): {} times",
+                grouped(self.faults)
+            );
+        }
+        let wrong = self
+            .tally
+            .wrong
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !wrong.is_empty() {
+            let all = self.tally.wrongs.load(Ordering::Relaxed);
+            println!("\nWRONG ANSWERS: {all}, the first of them:");
+            wrong.iter().for_each(|what| println!("  {what}"));
+        }
+        if !self.lost.is_empty() {
+            println!("\nLOST:");
+            self.lost
+                .iter()
+                .take(20)
+                .for_each(|loss| println!("  {}", loss.0));
+        }
+        println!();
+    }
+}
+
+/// 1,234,567
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Nanoseconds with a unit.
+fn time(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{:.1} µs", ns as f64 / 1e3),
+        10_000..1_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.2} s", ns as f64 / 1e9),
+    }
+}

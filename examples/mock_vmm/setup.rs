@@ -1,0 +1,272 @@
+//! Builds the machine, starts the threads, runs, and reports.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use papr_intc_protocol::layout::Machine;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::board::{Board, Cpu, Gone, Numbers, Step};
+use crate::cells::Cells;
+use crate::cli::Options;
+use crate::conductor::{Conductor, MSI_RANGE_START, all_latencies, claim_msis};
+use crate::device_process::DeviceProcess;
+use crate::devices::{Devices, Source, Style};
+use crate::faults::{BrokenBoard, Faults};
+use crate::guest::cpu::Role;
+use crate::guest::{self, Platform};
+use crate::halt::Halt;
+use crate::model::Model;
+use crate::real::{Real, Setup};
+use crate::rng::Rng;
+use crate::tally::{Kind, Tally};
+use crate::{kills, report};
+
+/// Guest RAM: the event queues are all that is kept in it.
+pub const RAM: u64 = 64 << 20;
+/// Number of the VMM's event source (pseries: hot-plug events).
+const EVENT_LISN: u32 = 0x1001;
+/// First PCI LSI.
+const FIRST_LSI: u32 = 0x1200;
+/// Device threads.
+const DEVICE_THREADS: usize = 2;
+
+type Halts = Arc<Vec<Halt<Role>>>;
+
+/// The whole run; false if something was lost or wrong.
+pub fn run(options: Options) -> Step<bool> {
+    let halts: Halts = Arc::new((0..options.vcpus).map(|_| Halt::default()).collect());
+    let faults = Faults::new(options.fault, options.seed, options.vcpus);
+    let sources = plan_sources(&options);
+    let (cells, cells_file) = Cells::create(sources.len()).map_err(io("the cells' memfd"))?;
+    // The device process first: it inherits descriptors, which nothing started later should.
+    let eventfds = make_eventfds(&sources)?;
+    let process = spawn_devices(&options, &cells_file, &cells, &eventfds)?;
+    let board = make_board(&options, &halts, &faults)?;
+    for source in sources.iter().filter(|s| s.lisn() != 0) {
+        board.claim(Numbers::Fixed(source.lisn(), source.kind == Kind::Lsi))?;
+    }
+    let cpus = (0..options.vcpus)
+        .map(|server| board.connect(server))
+        .collect::<Step<Vec<_>>>()?;
+    let devices = Arc::new(Devices::new(board.clone(), cells, sources, process));
+    let mut rng = Rng::new(options.seed, 1);
+    claim_msis(&devices, &mut rng)?;
+    let platform = make_platform(board, devices, halts, cpus);
+    let start = Instant::now();
+    let conductor = Conductor {
+        platform: platform.clone(),
+        eventfds,
+        end: start + options.duration,
+        options,
+        rng,
+        kernels: 0,
+    };
+    conduct(conductor, &platform, &faults, start)
+}
+
+fn conduct(
+    mut conductor: Conductor,
+    platform: &Arc<Platform>,
+    faults: &Faults,
+    start: Instant,
+) -> Step<bool> {
+    let options = conductor.options.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let threads = spawn_threads(platform, &options);
+    let killer = spawn_killer(platform, &options, start, &over);
+    let progress = spawn_progress(platform, &options, start, &over);
+    let result = conductor.conduct();
+    let ran = start.elapsed();
+    over.store(true, Ordering::Relaxed);
+    let _ = progress.join();
+    let lost = result?;
+    let outages = killer.join().unwrap_or_default();
+    // A vCPU that hangs keeps its thread; the process ends without it.
+    if conductor.stop() {
+        threads.into_iter().for_each(|t| drop(t.join()));
+    }
+    let tally = &platform.tally;
+    let summary = report::Summary {
+        options: &options,
+        tally,
+        latencies: &all_latencies(platform),
+        ran,
+        outages: &outages,
+        lost: &lost,
+        faults: faults.struck(),
+    };
+    summary.print();
+    Ok(lost.is_empty() && tally.wrongs.load(Ordering::Relaxed) == 0)
+}
+
+fn io(what: &'static str) -> impl Fn(std::io::Error) -> Gone {
+    move |e| Gone(format!("{what}: {e}"))
+}
+
+/// The event source, then the rest: every eighth a level, of the others half with eventfds.
+fn plan_sources(options: &Options) -> Vec<Source> {
+    let mut sources = vec![Source::new(EVENT_LISN, Kind::Msi, Style::Asked)];
+    let mut next_lsi = FIRST_LSI;
+    for i in 0..options.sources {
+        let source = match i % 8 {
+            7 if next_lsi < FIRST_LSI + 0x80 => {
+                next_lsi += 1;
+                Source::new(next_lsi - 1, Kind::Lsi, Style::Polite)
+            }
+            1 | 3 | 5 if !options.model && i < 512 => Source::new(0, Kind::Eventfd, Style::Polite),
+            2 => Source::new(0, Kind::Msi, Style::Doorbell),
+            4 => Source::new(0, Kind::Msi, Style::Burst),
+            _ => Source::new(0, Kind::Msi, Style::Polite),
+        };
+        sources.push(source);
+    }
+    sources
+}
+
+fn make_eventfds(sources: &[Source]) -> Step<Vec<(usize, EventFd)>> {
+    let with = sources
+        .iter()
+        .enumerate()
+        .filter(|(_, s)| s.kind == Kind::Eventfd);
+    with.map(|(i, _)| Ok((i, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
+        .collect::<std::io::Result<_>>()
+        .map_err(io("an eventfd"))
+}
+
+fn spawn_devices(
+    options: &Options,
+    file: &File,
+    cells: &Cells,
+    eventfds: &[(usize, EventFd)],
+) -> Step<Option<DeviceProcess>> {
+    if eventfds.is_empty() {
+        return Ok(None);
+    }
+    DeviceProcess::spawn(file, cells.len(), eventfds, options.seed)
+        .map(Some)
+        .map_err(io("the device process"))
+}
+
+fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Arc<dyn Board>> {
+    let mode = options.mode.ic_mode();
+    let mut machine = Machine::pseries(mode, options.compat.compat(), options.vcpus);
+    // Room for blocks that are aligned to their size.
+    machine.sources = machine.sources.max(MSI_RANGE_START + 2 * options.sources);
+    let kick = {
+        let (halts, faults) = (halts.clone(), faults.clone());
+        move |server: u32| {
+            if !faults.drops_kick(server)
+                && let Some(halt) = halts.get(server as usize)
+            {
+                halt.kick();
+            }
+        }
+    };
+    if options.model {
+        let board = Arc::new(Model::new(machine, RAM, Arc::new(kick)));
+        return Ok(with_faults(board, options, faults, Arc::new(|_| {})));
+    }
+    let setup = Setup {
+        machine,
+        ram: RAM,
+        remote: options.remote,
+        forward_all: options.forward_all,
+        daemon: options.daemon.clone().map_or_else(own_daemon, Ok)?,
+    };
+    let board = Arc::new(Real::start(setup, Arc::new(kick))?);
+    let forget = {
+        let board = board.clone();
+        Arc::new(move |server| board.forget_resend(server))
+    };
+    Ok(with_faults(board, options, faults, forget))
+}
+
+/// The daemon of the same build: examples lie one directory below it.
+fn own_daemon() -> Step<PathBuf> {
+    let own = std::env::current_exe().map_err(io("the own executable"))?;
+    let daemon = own.ancestors().nth(2).map(|dir| dir.join("papr-intc"));
+    daemon.filter(|path| path.exists()).ok_or_else(|| {
+        Gone("no papr-intc beside the example: `cargo build` it, or name it with --daemon".into())
+    })
+}
+
+fn with_faults(
+    board: Arc<dyn Board>,
+    options: &Options,
+    faults: &Arc<Faults>,
+    forget_resend: Arc<dyn Fn(u32) + Send + Sync>,
+) -> Arc<dyn Board> {
+    match options.fault {
+        None => board,
+        Some(_) => Arc::new(BrokenBoard {
+            board,
+            faults: faults.clone(),
+            forget_resend,
+        }),
+    }
+}
+
+fn make_platform(
+    board: Arc<dyn Board>,
+    devices: Arc<Devices>,
+    halts: Halts,
+    cpus: Vec<Arc<dyn Cpu>>,
+) -> Arc<Platform> {
+    Arc::new(Platform {
+        board,
+        devices,
+        tally: Arc::new(Tally::default()),
+        latencies: cpus.iter().map(|_| Mutex::default()).collect(),
+        halts,
+        cpus,
+        current: Mutex::new(None),
+        failure: Mutex::new(None),
+    })
+}
+
+type Thread<T = ()> = std::thread::JoinHandle<T>;
+
+fn spawn_threads(platform: &Arc<Platform>, options: &Options) -> Vec<Thread> {
+    let seed = options.seed;
+    let vcpus = (0..options.vcpus).map(|me| {
+        let platform = platform.clone();
+        std::thread::spawn(move || guest::cpu::thread(&platform, me, seed))
+    });
+    let devices = (0..DEVICE_THREADS).map(|nth| {
+        let platform = platform.clone();
+        std::thread::spawn(move || {
+            let rng = Rng::new(seed, 0x200 + nth as u64);
+            if let Err(gone) = platform.devices.work(nth, DEVICE_THREADS, rng) {
+                platform.fail(format!("device thread {nth}: {gone}"));
+            }
+        })
+    });
+    vcpus.chain(devices).collect()
+}
+
+fn spawn_killer(
+    platform: &Arc<Platform>,
+    options: &Options,
+    start: Instant,
+    over: &Arc<AtomicBool>,
+) -> Thread<Vec<kills::Outage>> {
+    let (platform, over) = (platform.clone(), over.clone());
+    let moments = kills::moments(options);
+    std::thread::spawn(move || {
+        kills::kill_all(&*platform.board, &platform.tally, start, &moments, &over)
+    })
+}
+
+fn spawn_progress(
+    platform: &Arc<Platform>,
+    options: &Options,
+    start: Instant,
+    over: &Arc<AtomicBool>,
+) -> Thread {
+    let (tally, over, duration) = (platform.tally.clone(), over.clone(), options.duration);
+    std::thread::spawn(move || report::progress(&tally, start, duration, &over))
+}

@@ -1,0 +1,112 @@
+//! Framing, descriptors and deadlines, against a peer played by hand.
+
+use std::fs::File;
+use std::io::Write;
+use std::thread;
+
+use papr_intc_protocol::wire::handshake::{GetShm, Query, QueryReply, ShmInfo};
+use papr_intc_protocol::wire::{Rest, reply_body};
+
+use super::*;
+use crate::fake_peer::FakePeer;
+
+fn query() -> Query {
+    Query {
+        what: 0,
+        zero: 0,
+        cursor: 0,
+        argument: 0,
+    }
+}
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn a_reply_that_drips_in_is_put_together() {
+    let (mut peer, stream) = FakePeer::pair();
+    let reply = QueryReply {
+        next: 7,
+        bytes: Rest((0..60_000u32).map(|i| i as u8).collect()),
+    };
+    let expected = reply.clone();
+    let daemon = thread::spawn(move || {
+        let (head, _) = peer.expect::<Query>();
+        let body = reply_body(head.seq, &reply);
+        let mut message = Vec::new();
+        for word in [Query::CODE, 5, body.len() as u32] {
+            message.extend_from_slice(&word.to_ne_bytes());
+        }
+        message.extend_from_slice(&body);
+        for piece in message.chunks(7777) {
+            peer.stream.write_all(piece).unwrap();
+        }
+        let (first, rest) = message.split_at(5);
+        let (head, _) = peer.expect::<Query>();
+        assert_eq!(head.seq, 1, "the same number, for the same bytes");
+        peer.stream.write_all(first).unwrap();
+        peer.stream.write_all(rest).unwrap();
+    });
+    let connection = Connection::new(stream);
+    for _ in 0..2 {
+        let (got, _) = connection.exchange(1, 0, &query(), &[]).unwrap();
+        assert_eq!(got, expected);
+    }
+    daemon.join().unwrap();
+}
+
+#[test]
+fn descriptors_arrive_closed_on_exec_and_too_many_are_all_closed() {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let (mut peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    let info = ShmInfo {
+        layout: 1,
+        zero: 0,
+        generation: 1,
+        size: 0,
+        tables_size: 0,
+        pages_size: 0,
+    };
+    let daemon = thread::spawn(move || {
+        let file = File::open("/dev/null").unwrap();
+        for count in [1, 100] {
+            let (head, _) = peer.expect::<GetShm>();
+            let fds = vec![file.as_raw_fd(); count];
+            let body = reply_body(head.seq, &info);
+            peer.send_with(GetShm::CODE, 5, &body, &fds);
+        }
+        drop(file);
+        peer
+    });
+    let (_, fds) = connection.exchange(1, 0, &GetShm {}, &[]).unwrap();
+    let flags = fcntl(&fds[0], FcntlArg::F_GETFD).unwrap();
+    assert!(FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC));
+    let too_many = connection.exchange(2, 0, &GetShm {}, &[]);
+    assert!(matches!(too_many, Err(Error::Malformed { .. })));
+    drop((fds, daemon.join().unwrap()));
+    // Other tests open and close descriptors meanwhile; a hundred would show.
+    assert!(open_fds() < 100 + 60, "{} descriptors are open", open_fds());
+}
+
+#[test]
+fn a_silent_peer_meets_the_deadline() {
+    let (_peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    connection
+        .set_deadline(Some(Duration::from_millis(1)))
+        .unwrap();
+    let error = connection.exchange(1, 0, &query(), &[]).unwrap_err();
+    assert_eq!(error.errno(), Errno::ETIMEDOUT as i32);
+}
+
+#[test]
+fn too_many_descriptors_are_not_sent() {
+    let (_peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    let file = File::open("/dev/null").unwrap();
+    let fds = vec![std::os::fd::AsFd::as_fd(&file); MAX_FDS + 1];
+    let refused = connection.exchange(1, 0, &query(), &fds);
+    assert!(matches!(refused, Err(Error::Invalid(_))));
+}

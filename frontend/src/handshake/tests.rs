@@ -1,0 +1,282 @@
+//! What a daemon is told, in which order, and which daemons are refused; against a peer played by hand.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::thread;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_protocol::wire::handshake::{SetShm, SetShmReply, ShmInfo};
+use papr_intc_protocol::wire::reply_body;
+use papr_intc_protocol::wire::vcpu::VcpuConnectReply;
+
+use super::*;
+use crate::core::Options;
+use crate::fake_peer::FakePeer;
+use crate::guest_ram::GuestRam;
+use crate::sync::{lock, write};
+
+/// How the peer behaves.
+#[derive(Clone, Copy)]
+struct Behaviour {
+    features: u64,
+    protocol_features: u64,
+    layout: u16,
+    verdict: u32,
+    sealed: bool,
+}
+
+const GOOD: Behaviour = Behaviour {
+    features: FEATURE_PAPR_MESSAGES | 1 << 30 | VIRTIO_F_VERSION_1 | 1 << 26,
+    protocol_features: 1 << 3 | 1 << 9,
+    layout: LAYOUT_VERSION,
+    verdict: verdict::MAP,
+    sealed: true,
+};
+
+/// A code and how many descriptors came with it; START's executor in place of its descriptors.
+type Told = Vec<(u32, usize)>;
+
+fn core(executor: Executor) -> Core {
+    let options = Options {
+        machine: Machine::pseries(IcMode::Dual, Compat::Papr1, 4),
+        executor,
+        forward_all: false,
+        name: "test".to_owned(),
+    };
+    let ram = Arc::new(GuestRam::new(&[(0, 0x10000), (0x100000, 0x10000)]).unwrap());
+    Core::new(options, ram, Arc::new(|_| ())).unwrap()
+}
+
+fn memfd(size: u64, sealed: bool) -> File {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"test", flags).unwrap());
+    file.set_len(size).unwrap();
+    if sealed {
+        let all = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(all)).unwrap();
+    }
+    file
+}
+
+fn papr_reply(code: u32, seq: u64, how: Behaviour, memfd: &File) -> Option<Vec<u8>> {
+    let size = memfd.metadata().unwrap().len();
+    Some(match code {
+        Hello::CODE => reply_body(
+            seq,
+            &HelloReply {
+                protocol: PROTOCOL_VERSION,
+                layout: how.layout,
+                verdict: how.verdict,
+                features: 0,
+                max_body: 65536,
+                max_fds: 253,
+                max_sources: 1 << 20,
+                max_servers: 4096,
+                state: 0,
+                generation: 0,
+                version: Text("a test".to_owned()),
+            },
+        ),
+        SetMachine::CODE => {
+            let words = core(Executor::Daemon).options.machine.to_words();
+            reply_body(seq, &SetMachine { words })
+        }
+        GetShm::CODE => reply_body(
+            seq,
+            &ShmInfo {
+                layout: 1,
+                zero: 0,
+                generation: 1,
+                size,
+                tables_size: 0,
+                pages_size: 0,
+            },
+        ),
+        SetShm::CODE => reply_body(
+            seq,
+            &SetShmReply {
+                generation: 2,
+                start_count: 1,
+            },
+        ),
+        VcpuConnect::CODE => reply_body(
+            seq,
+            &VcpuConnectReply {
+                connected: 0,
+                zero: 0,
+            },
+        ),
+        VcpuChannel::CODE | SetIrqfds::CODE => reply_body(seq, &()),
+        Start::CODE => reply_body(
+            seq,
+            &StartReply {
+                redone: 0,
+                resignalled: 0,
+                in_doubt: 0,
+                zero: 0,
+            },
+        ),
+        _ => return None,
+    })
+}
+
+/// Answers until the stream ends; what it was told.
+fn serve(mut peer: FakePeer, how: Behaviour, memfd: File) -> Told {
+    let mut told = Vec::new();
+    let reply = flag::VERSION | flag::REPLY;
+    while let Some((code, body, fds)) = peer.raw() {
+        told.push((code, fds));
+        if code < 0x1000 {
+            let value = match code {
+                1 => how.features,
+                15 => how.protocol_features,
+                5 => 0,
+                _ => continue,
+            };
+            peer.send(code, reply, &value.to_bytes());
+            continue;
+        }
+        let (head, payload) = papr_intc_protocol::wire::split_request(&body).unwrap();
+        if code == Start::CODE {
+            let start = Start::from_bytes(payload).unwrap();
+            told.pop();
+            told.push((code, start.executor as usize));
+        }
+        let answer = papr_reply(code, head.seq, how, &memfd).expect("an unexpected request");
+        let fds = if code == GetShm::CODE {
+            vec![memfd.as_raw_fd()]
+        } else {
+            vec![]
+        };
+        peer.send_with(code, reply, &answer, &fds);
+    }
+    told
+}
+
+/// One handshake; its result and what the peer was told.
+fn shake(core: &Core, how: Behaviour) -> (Result<(), Error>, Told) {
+    let (peer, stream) = FakePeer::pair();
+    let memfd = memfd(core.geometry.size(), how.sealed);
+    let peer = thread::spawn(move || serve(peer, how, memfd));
+    let connection = Connection::new(stream);
+    let result = run(core, &mut lock(&core.topology), &connection).map(|_| ());
+    connection.close();
+    (result, peer.join().unwrap())
+}
+
+#[test]
+fn the_first_handshake_has_the_order_of_the_specification() {
+    let (result, told) = shake(&core(Executor::Daemon), GOOD);
+    result.unwrap();
+    let start = (0x1005, executor::DAEMON as usize);
+    let standard = [(3, 0), (1, 0), (2, 0), (15, 0), (16, 0)];
+    let papr = [(0x1000, 0), (0x1001, 0), (5, 2), (0x1002, 0), start];
+    assert_eq!(told, [standard, papr].concat());
+}
+
+#[test]
+fn a_later_daemon_is_handed_the_memory_the_vcpus_and_the_irqfds() {
+    let core = core(Executor::Daemon);
+    shake(&core, GOOD).0.unwrap();
+    for server in [0, 2] {
+        let vcpu = VcpuState::new(server, core.loss_report()).unwrap();
+        write(&core.vcpus).insert(server, Arc::new(vcpu));
+    }
+    for lisn in 0..300 {
+        core.intake
+            .add_irqfd(0x1000 + lisn, Event::new().unwrap())
+            .unwrap();
+    }
+    let (result, told) = shake(&core, GOOD);
+    result.unwrap();
+    let expected = [
+        (0x1003, 1),
+        (0x1010, 2),
+        (0x1013, 1),
+        (0x1013, 1),
+        (0x1022, 253),
+        (0x1022, 47),
+        (0x1005, executor::DAEMON as usize),
+    ];
+    assert_eq!(told[8..], expected);
+}
+
+#[test]
+fn misfits_are_refused_with_what_is_missing() {
+    let cases = [
+        (
+            Behaviour {
+                features: 1 << 30,
+                ..GOOD
+            },
+            "0x1",
+        ),
+        (
+            Behaviour {
+                features: 1,
+                ..GOOD
+            },
+            "0x40000000",
+        ),
+        (
+            Behaviour {
+                protocol_features: 0,
+                ..GOOD
+            },
+            "REPLY_ACK",
+        ),
+        (Behaviour { layout: 9, ..GOOD }, "layout 9"),
+        (
+            Behaviour {
+                sealed: false,
+                ..GOOD
+            },
+            "seals",
+        ),
+    ];
+    for (how, says) in cases {
+        let (result, told) = shake(&core(Executor::Daemon), how);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(told.iter().all(|(code, _)| *code != Start::CODE));
+    }
+}
+
+#[test]
+fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
+    let core = core(Executor::FrontEnd);
+    // Remote mode would be the way to a first start; here the memory is known already.
+    let info = ShmInfo {
+        layout: 1,
+        zero: 0,
+        generation: 1,
+        size: core.geometry.size(),
+        tables_size: 0,
+        pages_size: 0,
+    };
+    let fds = vec![OwnedFd::from(memfd(core.geometry.size(), true))];
+    lock(&core.topology).shm = Some(Shm::accept(&info, fds, &core.geometry).unwrap());
+    core.intake
+        .add_irqfd(0x1000, Event::new().unwrap())
+        .unwrap();
+    let (result, told) = shake(
+        &core,
+        Behaviour {
+            verdict: verdict::DEMOTE,
+            ..GOOD
+        },
+    );
+    result.unwrap();
+    assert_eq!(
+        told[9..],
+        [(0x1022, 1), (0x1005, executor::DAEMON as usize)]
+    );
+    assert!(
+        !core
+            .intake
+            .add_irqfd(0x1001, Event::new().unwrap())
+            .unwrap()
+    );
+}

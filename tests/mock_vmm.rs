@@ -1,0 +1,130 @@
+//! The mock VMM ends well on a sound daemon, in every mode and way of running, and notices every
+//! fault that is put in on purpose (issue "the whole path", shown by 4).
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// The example of the same build: cargo puts it beside `deps`, where this test is.
+fn example() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let path = own.ancestors().nth(2).unwrap().join("examples/mock_vmm");
+    // `cargo test` builds it; `cargo test --test mock_vmm` alone does not.
+    assert!(path.exists(), "cargo build --example mock_vmm first");
+    path
+}
+
+fn run(arguments: &str) -> Output {
+    Command::new(example())
+        .args(["--daemon", env!("CARGO_BIN_EXE_papr-intc")])
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+/// A value of the last line, `lost=0 spurious=0 delivered=1 kills=1 migrations=0`.
+fn value(output: &Output, name: &str) -> u64 {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    let mut words = last.split(' ').filter_map(|word| word.split_once('='));
+    let found = words.find(|(key, _)| *key == name);
+    let number = found.and_then(|(_, value)| value.parse().ok());
+    number.unwrap_or_else(|| panic!("no {name} in {last:?}; {}", everything(output)))
+}
+
+fn everything(output: &Output) -> String {
+    format!(
+        "{}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+fn ends_well(arguments: &str) -> Output {
+    let output = run(arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{arguments}: {}",
+        everything(&output)
+    );
+    assert_eq!(value(&output, "lost"), 0);
+    assert!(value(&output, "delivered") > 0);
+    output
+}
+
+#[test]
+fn mapped_nothing_is_lost_though_the_daemon_is_killed() {
+    for mode in ["xics", "xive", "dual"] {
+        let output = ends_well(&format!("--mode {mode} --duration 1 --kills 1"));
+        assert_eq!(value(&output, "kills"), 1);
+        assert_eq!(value(&output, "spurious"), 0, "{}", everything(&output));
+    }
+}
+
+#[test]
+fn remote_nothing_is_lost() {
+    for mode in ["xics", "xive", "dual"] {
+        ends_well(&format!("--mode {mode} --duration 1 --remote --no-kill"));
+    }
+}
+
+#[test]
+fn with_every_call_forwarded_nothing_is_lost() {
+    for mode in ["xics", "xive", "dual"] {
+        ends_well(&format!(
+            "--mode {mode} --duration 1 --forward-all --no-kill"
+        ));
+    }
+}
+
+#[test]
+fn one_vcpu_and_many_vcpus_do_as_well() {
+    for vcpus in [1, 2, 16] {
+        ends_well(&format!("--vcpus {vcpus} --duration 1 --seed {vcpus}"));
+    }
+}
+
+#[test]
+fn the_guest_is_sound_on_a_plain_model_too() {
+    for mode in ["xics", "xive", "dual"] {
+        ends_well(&format!("--mode {mode} --duration 1 --model"));
+    }
+}
+
+/// Runs long enough for the fault to strike, and ends as soon as it has been noticed.
+fn is_noticed(fault: &str, mode: &str) {
+    let arguments = format!("--break {fault} --mode {mode} --duration 20 --patience 2 --no-kill");
+    let output = run(&arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "{arguments}: {}",
+        everything(&output)
+    );
+    assert!(value(&output, "lost") > 0, "{}", everything(&output));
+}
+
+#[test]
+fn swallowed_triggers_are_noticed() {
+    is_noticed("forward", "xics");
+    is_noticed("forward", "xive");
+}
+
+#[test]
+fn dropped_kicks_are_noticed() {
+    is_noticed("kick", "xics");
+    is_noticed("kick", "xive");
+}
+
+#[test]
+fn a_resend_that_does_not_happen_is_noticed() {
+    is_noticed("resend", "xics");
+    is_noticed("resend", "xive");
+}
+
+#[test]
+fn a_wrong_generation_bit_is_noticed() {
+    is_noticed("generation", "xive");
+    is_noticed("generation", "dual");
+}
