@@ -12,3 +12,5 @@ mod harness;
 
 #[path = "wire/life.rs"]
 mod life;
+#[path = "wire/messages.rs"]
+mod messages;
