@@ -19,6 +19,9 @@ pub struct Options {
     /// vCPUs
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub vcpus: u32,
+    /// Distance of the vCPUs' server numbers (QEMU: vsmt)
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub stride: u32,
     /// Interrupt sources: half of them device threads, the rest eventfds and a few levels
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=2048))]
     pub sources: u32,

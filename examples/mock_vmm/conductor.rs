@@ -158,9 +158,22 @@ impl Conductor {
         if self.wait_until(running)? {
             return Ok(Vec::new());
         }
-        let mut lost = vec![Loss(format!("kernel {number} did not get to run"))];
+        let mut lost = vec![Loss(format!(
+            "kernel {number} did not get to run; {}",
+            self.vcpus()
+        ))];
         lost.extend(self.losses());
         Ok(lost)
+    }
+
+    /// What every vCPU is doing, for people.
+    fn vcpus(&self) -> String {
+        let vcpus = self.platform.halts.iter().zip(&self.platform.cpus);
+        let each = vcpus.enumerate().map(|(i, (halt, cpu))| {
+            let line = u8::from(cpu.pending());
+            format!("vCPU {i} {:?}, line {line}", halt.doing())
+        });
+        each.collect::<Vec<_>>().join("; ")
     }
 
     /// Everything that was sent has to be seen.
