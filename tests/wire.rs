@@ -14,3 +14,5 @@ mod harness;
 mod life;
 #[path = "wire/messages.rs"]
 mod messages;
+#[path = "wire/process.rs"]
+mod process;

@@ -7,11 +7,13 @@
 //! * [`barrier`]: what waits for every transition under way: CAS, reset, disconnect, quiesce.
 //! * [`sources`]: claims in both controllers. [`claims`]: the allocator.
 //! * [`vcpus`]: connecting, resetting.
+//! * [`descriptors`]: what a descriptor must be before we use it.
 //! * [`journal`]: what a successor needs. [`host`]: the daemon as an executor of transitions.
 //! * [`query`]: state for people.
 
 pub mod barrier;
 pub mod claims;
+pub mod descriptors;
 pub mod error;
 pub mod guest;
 pub mod host;

@@ -10,6 +10,7 @@ use papr_intc_protocol::wire::source::*;
 use papr_intc_protocol::wire::vcpu::*;
 use papr_intc_protocol::wire::{MAIN_CHANNEL, REPLAY, Request, RequestHead, Wire};
 
+use super::descriptors::check_eventfd;
 use super::journal::Ticket;
 use super::{Control, Effect, Irqfd, Refused};
 use crate::memory::QueueMemory;
@@ -345,6 +346,7 @@ impl<M: QueueMemory + Clone> Control<M> {
                 "resamplefds are not served by this version",
             ));
         }
+        fds.iter().try_for_each(check_eventfd)?;
         let pairs = items.iter().zip(fds);
         Ok(pairs
             .map(|(item, trigger)| Irqfd {

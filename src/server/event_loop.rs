@@ -240,7 +240,8 @@ impl EventLoop {
     /// The front-end has gone: its descriptors and memory are dropped.
     fn end_connection(&mut self) -> Result<(), ServerError> {
         self.main = None;
-        self.channels.clear();
+        let servers: Vec<u32> = self.channels.keys().copied().collect();
+        servers.into_iter().for_each(|s| self.forget_channel(s));
         self.waiting = None;
         if self.listener.is_none() || self.on_disconnect == OnDisconnect::Exit {
             self.ended.get_or_insert(Ended::Disconnected);
@@ -284,9 +285,19 @@ impl EventLoop {
             Ok(None) => Ok(()),
             Ok(Some(message)) => self.serve_papr(server + 1, message),
             Err(()) => {
-                self.channels.remove(&server);
+                self.forget_channel(server);
                 Ok(())
             }
+        }
+    }
+
+    /// Ends a vCPU's channel. Closing it is not enough: epoll watches the open file description, which
+    /// the VMM may hold too, and a hang-up would wake us for ever.
+    fn forget_channel(&mut self, server: u32) {
+        if let Some(channel) = self.channels.remove(&server)
+            && let Err(e) = self.epoll.delete(&channel.socket)
+        {
+            log::error!("forgetting the channel of server {server}: {e}");
         }
     }
 
@@ -429,7 +440,7 @@ impl EventLoop {
                     .get(&server)
                     .is_some_and(|c| c.send(&message).is_err());
                 if broken {
-                    self.channels.remove(&server);
+                    self.forget_channel(server);
                 }
                 Ok(())
             }
@@ -437,9 +448,9 @@ impl EventLoop {
     }
 
     fn apply(&mut self, effect: Effect) -> Result<(), ServerError> {
-        let epoll = &self.epoll;
         match effect {
             Effect::AddChannel { server, socket } => {
+                self.forget_channel(server);
                 let connection = Connection::new(socket);
                 self.watch(&connection.socket, Token::Channel(server))?;
                 self.channels.insert(server, connection);
@@ -447,11 +458,11 @@ impl EventLoop {
             }
             Effect::SetIrqfds(irqfds) => self
                 .irqfds
-                .set(epoll, irqfds)
+                .set(&self.epoll, irqfds)
                 .map_err(os("watching an irqfd")),
             Effect::ClearIrqfds(items) => self
                 .irqfds
-                .clear(epoll, &items)
+                .clear(&self.epoll, &items)
                 .map_err(os("forgetting an irqfd")),
             Effect::Exit => {
                 self.ended = Some(Ended::Goodbye);

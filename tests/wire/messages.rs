@@ -32,8 +32,14 @@ fn hello_tells_versions_limits_and_state() {
     let (_daemon, socket) = Daemon::connected(&[]);
     let main = Client::new(socket);
     let hello = main.hello();
-    assert_eq!((hello.protocol, hello.layout, hello.verdict), (1, 1, verdict::MAP));
-    assert_eq!((hello.max_body, hello.max_fds), (MAX_BODY as u32, MAX_FDS as u32));
+    assert_eq!(
+        (hello.protocol, hello.layout, hello.verdict),
+        (1, 1, verdict::MAP)
+    );
+    assert_eq!(
+        (hello.max_body, hello.max_fds),
+        (MAX_BODY as u32, MAX_FDS as u32)
+    );
     assert_eq!((hello.max_sources, hello.max_servers), (1 << 20, 4096));
     assert_eq!((hello.state, hello.generation), (state::COLD, 0));
     set_machine(&main, &machine()).unwrap();
@@ -56,7 +62,11 @@ fn hello_without_a_common_version_is_refused_with_both_ranges() {
         });
         let refused = refused.unwrap_err();
         assert_eq!(refused.errno, libc::EPROTONOSUPPORT);
-        assert!(refused.text.contains(&format!("{min} to {max}")), "{}", refused.text);
+        assert!(
+            refused.text.contains(&format!("{min} to {max}")),
+            "{}",
+            refused.text
+        );
         let refused = main.call(&Hello {
             layout_min: min,
             layout_max: max,
@@ -75,10 +85,20 @@ fn hello_without_a_common_version_is_refused_with_both_ranges() {
 fn set_machine_takes_a_machine_once() {
     let (_daemon, main) = greeted();
     let words = machine().to_words();
-    for (at, word) in [(0, 0), (1, 0), (1, u64::MAX), (2, u64::MAX), (0, words[0] | 1 << 60)] {
+    for (at, word) in [
+        (0, 0),
+        (1, 0),
+        (1, u64::MAX),
+        (2, u64::MAX),
+        (0, words[0] | 1 << 60),
+    ] {
         let mut bad = words;
         bad[at] = word;
-        assert_eq!(errno(main.call(&SetMachine { words: bad })), libc::EINVAL, "{at}");
+        assert_eq!(
+            errno(main.call(&SetMachine { words: bad })),
+            libc::EINVAL,
+            "{at}"
+        );
     }
     let private = Machine {
         ram_shared: false,
@@ -113,7 +133,16 @@ fn the_command_line_fixes_the_machine() {
         assert_eq!(refused.errno, libc::EEXIST);
         assert!(refused.text.contains(field), "{}", refused.text);
     }
-    let args = ["--ic-mode", "dual", "--compat", "papr-1", "--servers", "4", "--sources", "8192"];
+    let args = [
+        "--ic-mode",
+        "dual",
+        "--compat",
+        "papr-1",
+        "--servers",
+        "4",
+        "--sources",
+        "8192",
+    ];
     let (_daemon, socket) = Daemon::connected(&args);
     let main = Client::new(socket);
     main.hello();
@@ -177,14 +206,23 @@ fn what_needs_a_started_machine_is_refused_before_start() {
         errno(main.call(&tima_load(0, 0x2_0010, 8))),
         errno(main.call(&cas(0, 0))),
         errno(main.call(&claim(LISN, 1, 0))),
-        errno(main.call(&Free { first: LISN, count: 1 })),
+        errno(main.call(&Free {
+            first: LISN,
+            count: 1,
+        })),
         errno(main.call(&Sync { lisn: ALL, zero: 0 })),
         errno(main.call(&VcpuReset { server: 0, zero: 0 })),
         errno(main.call(&VcpuDisconnect { server: 0, zero: 0 })),
         errno(main.call(&VcpuLine { server: 0, zero: 0 })),
         errno(main.call(&MachineReset { flags: 0, zero: 0 })),
-        errno(main.call(&Quiesce { deadline_ms: 1, zero: 0 })),
-        errno(main.call(&Resume { executor: 0, zero: 0 })),
+        errno(main.call(&Quiesce {
+            deadline_ms: 1,
+            zero: 0,
+        })),
+        errno(main.call(&Resume {
+            executor: 0,
+            zero: 0,
+        })),
     ];
     assert_eq!(refused, [libc::EINVAL; 13]);
     start(main, executor::DAEMON).unwrap();
@@ -205,7 +243,10 @@ fn ping_last_and_log_level_answer() {
     let last = |channel| main.call(&Last { channel, zero: 0 });
     assert_eq!(last(0).unwrap().seq, seq);
     assert_eq!(last(4).unwrap().seq, 0);
-    assert_eq!((errno(last(5)), errno(last(u32::MAX))), (libc::ENOENT, libc::ENOENT));
+    assert_eq!(
+        (errno(last(5)), errno(last(u32::MAX))),
+        (libc::ENOENT, libc::ENOENT)
+    );
 
     let level = |text: &str| {
         let filter = Text(text.into());
@@ -270,7 +311,11 @@ fn vcpus_go_and_come_back() {
         assert_eq!(errno(far), libc::ENOENT);
     }
     guest.connect_all();
-    assert_eq!(guest.must(1, opcode::H_XIRR, &[]), 0, "as after reset: CPPR 0");
+    assert_eq!(
+        guest.must(1, opcode::H_XIRR, &[]),
+        0,
+        "as after reset: CPPR 0"
+    );
     guest.must(1, opcode::H_CPPR, &[0xff]);
     main.call(&VcpuReset { server: 1, zero: 0 }).unwrap();
     assert_eq!(guest.must(1, opcode::H_XIRR, &[]), 0);
@@ -291,8 +336,18 @@ fn claims_are_granted_whole_or_refused_whole() {
     let taken = main.call(&claim(LISN - 2, 4, claim_flag::LSI)).unwrap_err();
     assert_eq!(taken.errno, libc::EBUSY);
     assert!(taken.text.contains("0x1300"), "{}", taken.text);
-    for (first, count) in [(0, 1), (0xfff, 2), (0x1fff, 2), (0x2000, 1), (0x1000, u32::MAX)] {
-        assert_eq!(errno(main.call(&claim(first, count, 0))), libc::ERANGE, "{first:#x}");
+    for (first, count) in [
+        (0, 1),
+        (0xfff, 2),
+        (0x1fff, 2),
+        (0x2000, 1),
+        (0x1000, u32::MAX),
+    ] {
+        assert_eq!(
+            errno(main.call(&claim(first, count, 0))),
+            libc::ERANGE,
+            "{first:#x}"
+        );
     }
     for (count, flags) in [(0, 0), (1, 3), (1, 4)] {
         let refused = main.call(&claim(LISN + 8, count, flags));
@@ -505,7 +560,10 @@ fn queries_come_in_pieces_that_join() {
     assert!(pieces > 2, "{pieces}");
     assert!(query(query::PIC, 0).unwrap().0.contains("CPU 3"));
     let (vcpu, _) = query(query::VCPU, 3).unwrap();
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&vcpu).unwrap()["server"], 3);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&vcpu).unwrap()["server"],
+        3
+    );
     assert_eq!(errno(query(query::VCPU, 4)), libc::ENOENT);
     assert_eq!(errno(query(query::VCPU, u64::MAX)), libc::ENOENT);
     assert_eq!(errno(query(4, 0)), libc::EINVAL);
@@ -525,7 +583,11 @@ fn reserved_and_unknown_codes_are_refused() {
     let (_daemon, guest) = Guest::new(machine());
     let codes = RESERVED.iter().map(|(code, _)| *code);
     for code in codes.chain([0x1fff, 0x1_0000, u32::MAX]) {
-        assert_eq!(errno(guest.main.ask(code, &[], &[])), libc::ENOSYS, "{code:#x}");
+        assert_eq!(
+            errno(guest.main.ask(code, &[], &[])),
+            libc::ENOSYS,
+            "{code:#x}"
+        );
     }
     guest.main.ping();
 }
@@ -533,7 +595,6 @@ fn reserved_and_unknown_codes_are_refused() {
 #[test]
 fn a_vcpu_channel_is_a_socket_of_a_connected_vcpu() {
     let (daemon, guest) = Guest::new(machine());
-    let before = (daemon.fds(), daemon.watched());
     let (ours, theirs) = UnixStream::pair().unwrap();
     let open = |server, fds: &[_]| {
         let request = VcpuChannel { server, zero: 0 };
@@ -543,8 +604,12 @@ fn a_vcpu_channel_is_a_socket_of_a_connected_vcpu() {
     let two = [theirs.as_fd(), theirs.as_fd()];
     assert_eq!(errno(open(0, &two)), libc::EPROTO);
     assert_eq!(errno(open(4, &[theirs.as_fd()])), libc::ERANGE);
-    guest.main.call(&VcpuDisconnect { server: 3, zero: 0 }).unwrap();
+    guest
+        .main
+        .call(&VcpuDisconnect { server: 3, zero: 0 })
+        .unwrap();
     assert_eq!(errno(open(3, &[theirs.as_fd()])), libc::ENOENT);
+    let before = (daemon.fds(), daemon.watched());
 
     // What is no stream socket of the Unix domain is refused, and harms nothing.
     let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
