@@ -77,7 +77,9 @@ fn run(args: &Args) -> Result<(), Failure> {
         // Ours: `bind` would have failed had it existed. Gone already is fine.
         let _ = std::fs::remove_file(path);
     }
-    log::info!("ended: {:?}", ended?);
+    // Not in the macro: its arguments are evaluated only where the level is on.
+    let ended = ended?;
+    log::info!("ended: {ended:?}");
     Ok(())
 }
 

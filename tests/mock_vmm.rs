@@ -1,6 +1,8 @@
 //! The mock VMM ends well on a sound daemon, in every mode and way of running, and notices every
 //! fault that is put in on purpose (issue "the whole path", shown by 4).
 
+#![allow(clippy::unwrap_used)] // Tests say what they mean with unwrap.
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -82,6 +84,13 @@ fn with_every_call_forwarded_nothing_is_lost() {
 fn one_vcpu_and_many_vcpus_do_as_well() {
     for vcpus in [1, 2, 16] {
         ends_well(&format!("--vcpus {vcpus} --duration 1 --seed {vcpus}"));
+    }
+}
+
+#[test]
+fn server_numbers_may_have_gaps() {
+    for mode in ["xics", "xive"] {
+        ends_well(&format!("--mode {mode} --stride 8 --duration 1"));
     }
 }
 

@@ -50,12 +50,12 @@ pub fn run(options: Options) -> Step<bool> {
         board.claim(Numbers::Fixed(source.lisn(), source.kind == Kind::Lsi))?;
     }
     let cpus = (0..options.vcpus)
-        .map(|server| board.connect(server))
+        .map(|vcpu| board.connect(vcpu * options.stride))
         .collect::<Step<Vec<_>>>()?;
     let devices = Arc::new(Devices::new(board.clone(), cells, sources, process));
     let mut rng = Rng::new(options.seed, 1);
     claim_msis(&devices, &mut rng)?;
-    let platform = make_platform(board, devices, halts, cpus);
+    let platform = make_platform(board, devices, halts, cpus, options.stride);
     let start = Instant::now();
     let conductor = Conductor {
         platform: platform.clone(),
@@ -152,15 +152,17 @@ fn spawn_devices(
 }
 
 fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Arc<dyn Board>> {
+    let servers = (options.vcpus - 1) * options.stride + 1;
     let mode = options.mode.ic_mode();
-    let mut machine = Machine::pseries(mode, options.compat.compat(), options.vcpus);
+    let mut machine = Machine::pseries(mode, options.compat.compat(), servers);
     // Room for blocks that are aligned to their size.
     machine.sources = machine.sources.max(MSI_RANGE_START + 2 * options.sources);
     let kick = {
-        let (halts, faults) = (halts.clone(), faults.clone());
+        let (halts, faults, stride) = (halts.clone(), faults.clone(), options.stride);
         move |server: u32| {
-            if !faults.drops_kick(server)
-                && let Some(halt) = halts.get(server as usize)
+            let vcpu = server / stride;
+            if !faults.drops_kick(vcpu)
+                && let Some(halt) = halts.get(vcpu as usize)
             {
                 halt.kick();
             }
@@ -215,6 +217,7 @@ fn make_platform(
     devices: Arc<Devices>,
     halts: Halts,
     cpus: Vec<Arc<dyn Cpu>>,
+    stride: u32,
 ) -> Arc<Platform> {
     Arc::new(Platform {
         board,
@@ -222,6 +225,7 @@ fn make_platform(
         tally: Arc::new(Tally::default()),
         latencies: cpus.iter().map(|_| Mutex::default()).collect(),
         halts,
+        stride,
         cpus,
         current: Mutex::new(None),
         failure: Mutex::new(None),

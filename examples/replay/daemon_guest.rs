@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use papr_intc_frontend::protocol::layout::{self, Compat, Machine};
+pub use papr_intc_frontend::protocol::layout::Compat;
+use papr_intc_frontend::protocol::layout::{self, Machine};
 use papr_intc_frontend::protocol::papr::codes;
 use papr_intc_frontend::protocol::wire::guest::mode;
 use papr_intc_frontend::protocol::wire::handshake::query;
@@ -57,14 +58,19 @@ impl From<Error> for GuestError {
 }
 
 impl DaemonGuest {
-    /// Spawns `daemon` and builds a machine of this shape at compat level `qemu-7.2`.
-    pub fn start(shape: &Shape, way: Way, daemon: &PathBuf) -> Outcome<Box<dyn Guest>> {
+    /// Spawns `daemon` and builds a machine of this shape and compat level.
+    pub fn start(
+        shape: &Shape,
+        compat: Compat,
+        way: Way,
+        daemon: &PathBuf,
+    ) -> Outcome<Box<dyn Guest>> {
         let ic_mode = match shape.ic_mode {
             IcMode::Xics => layout::IcMode::Xics,
             IcMode::Xive => layout::IcMode::Xive,
             IcMode::Dual => layout::IcMode::Dual,
         };
-        let mut machine = Machine::pseries(ic_mode, Compat::Qemu72, shape.servers);
+        let mut machine = Machine::pseries(ic_mode, compat, shape.servers);
         (machine.sources, machine.xics_base) = (Shape::LISNS, Shape::XICS_BASE);
         (machine.esb_base, machine.end_base) = (Shape::ESB_BASE, Shape::END_BASE);
         machine.tima_base = Shape::TIMA_BASE;
@@ -82,7 +88,7 @@ impl DaemonGuest {
         let ram =
             GuestRam::new(&[(0, shape.ram)]).map_err(|e| GuestError(format!("guest RAM: {e}")))?;
         let ram = Arc::new(ram);
-        let launcher = Launcher::spawn(daemon, Vec::new());
+        let launcher = Launcher::spawn(daemon, ["--log-level", "error"].map(Into::into).to_vec());
         let intc = Intc::start(options, launcher, Arc::clone(&ram), Arc::new(|_server| {}))?;
         let mut vcpus = BTreeMap::new();
         for &server in &shape.vcpus {

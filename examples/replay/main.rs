@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use daemon_guest::{DaemonGuest, Way};
+use daemon_guest::{Compat, DaemonGuest, Way};
 use engine::guest::Start;
 use engine::report::Report;
 use model::rules::Rules;
@@ -70,7 +70,7 @@ fn starter(options: &Options) -> Result<Box<Start<'static>>, String> {
         None => daemon_guest::find_daemon()?,
     };
     Ok(Box::new(move |shape| {
-        DaemonGuest::start(shape, way, &daemon)
+        DaemonGuest::start(shape, Compat::Qemu72, way, &daemon)
     }))
 }
 

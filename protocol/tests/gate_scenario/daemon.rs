@@ -1,0 +1,231 @@
+//! The daemon's side of a barrier and of START, as operations of a thread.
+//!
+//! The steps are those of the daemon's package, in their order: `src/control/barrier.rs` (`begin`,
+//! `poll_barrier`, `at_the_gate`) and `src/control/lifecycle.rs` (`start`, `recover`, `resignal`). Keep
+//! them in step. Left out is what no thread of the VMM reads: OV5_BYTE_23, reply records, kicks.
+
+use std::cell::RefCell;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+
+use papr_intc_protocol::layout::storage::TableStorage;
+
+use super::*;
+use papr_intc_protocol::plane::Controller;
+use papr_intc_protocol::plane::epoch::GracePeriod;
+
+/// What is done at the latched gate.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    Cas(Mode),
+    Reset,
+    Quiesce,
+    Resume(Option<Executor>),
+}
+
+type At<'a> = Controller<'a, Words, Who>;
+
+fn table(w: u32) -> &'static GateWord {
+    GateWord::of(Key::Table(Table::Header(w)))
+}
+
+fn set_state(state: State) {
+    table(header::STATE).store(state.to_word(), Release);
+}
+
+fn set_gate(gate: Gate) {
+    set_state(State {
+        gate,
+        ..State::read(&Words)
+    });
+}
+
+fn depth() -> u64 {
+    table(header::QUIESCE_DEPTH).load(Acquire)
+}
+
+fn claimed(table: fn(u32) -> Table) -> impl Iterator<Item = u32> {
+    let bits = Words.table_word(table(0)).load(Relaxed);
+    (0..64).filter(move |lisn| bits >> lisn & 1 == 1)
+}
+
+/// Waits for a grace period, as `poll_barrier` does when it is called again and again.
+fn grace(cx: &Cx, who: Who) {
+    let period = RefCell::new(GracePeriod::begin(&Words, plane(who).geometry()));
+    cx.wait(|| period.borrow_mut().poll(&Words));
+}
+
+fn switch(c: &At<'_>, to: Mode, cas_xive: bool) {
+    let state = State::read(&Words);
+    if state.mode != to {
+        for lisn in claimed(Table::Lsi) {
+            LOOKED.set(None);
+            COPYING.set(FAULT.get() == Fault::CopyOnce);
+            c.copy_levels(lisn, state.mode, to);
+            COPYING.set(false);
+        }
+    }
+    set_state(State {
+        mode: to,
+        cas_xive,
+        ..state
+    });
+}
+
+fn reset(who: Who, c: &At<'_>) {
+    switch(c, Mode::Xics, false);
+    let plane = plane(who);
+    let c = plane.controller();
+    c.xics.reset();
+    (0..c.geometry.sources()).for_each(|lisn| c.xive.reset_source(lisn));
+    (0..c.geometry.ends()).for_each(|end| c.xive.reset_end(end));
+    (0..c.geometry.servers()).for_each(|server| c.xive.vcpu_reset(server));
+}
+
+fn at_the_gate(who: Who, work: Work) {
+    let plane = plane(who);
+    match work {
+        Work::Cas(mode) => switch(&plane.controller(), mode, mode == Mode::Xive),
+        Work::Reset => reset(who, &plane.controller()),
+        Work::Quiesce => table(header::QUIESCE_DEPTH).store(depth() + 1, Release),
+        Work::Resume(executor) => {
+            let depth = depth().saturating_sub(1);
+            table(header::QUIESCE_DEPTH).store(depth, Release);
+            if let (0, Some(executor)) = (depth, executor) {
+                set_state(State {
+                    executor,
+                    ..State::read(&Words)
+                });
+            }
+        }
+    }
+}
+
+fn other(mode: Mode) -> Mode {
+    match mode {
+        Mode::Xics => Mode::Xive,
+        Mode::Xive => Mode::Xics,
+    }
+}
+
+/// A daemon's thread, and how many operations it has.
+pub struct Daemon {
+    pub thread: Thread,
+    who: Who,
+    operations: u16,
+}
+
+impl Daemon {
+    pub fn new(who: Who) -> Self {
+        let name = if matches!(who, Who::Daemon(1)) {
+            "daemon"
+        } else {
+            "successor"
+        };
+        Self {
+            thread: Thread::new(name),
+            who,
+            operations: 0,
+        }
+    }
+
+    pub fn op(mut self, name: &'static str, f: impl Fn(&Cx, Who) -> Then + 'static) -> Self {
+        let who = self.who;
+        self.thread = self.thread.op(name, move |cx| f(cx, who));
+        self.operations += 1;
+        self
+    }
+
+    /// One barrier: four operations.
+    pub fn barrier(self, work: Work) -> Self {
+        let after = self.operations + 4;
+        self.op("latch", |cx, who| {
+            set_gate(Gate::Latch);
+            if FAULT.get() != Fault::WorkEarly {
+                grace(cx, who);
+            }
+            // Where devices latch from now on, for the fault below.
+            cx.set_local(0, u64::from(State::read(&Words).mode == Mode::Xive));
+            Then::Next
+        })
+        .op("work", move |_, who| {
+            at_the_gate(who, work);
+            Then::Next
+        })
+        .op("open", move |cx, who| {
+            if depth() != 0 {
+                return Then::Goto(after);
+            }
+            set_gate(Gate::Open);
+            if FAULT.get() != Fault::ReplayEarly {
+                grace(cx, who);
+            }
+            Then::Next
+        })
+        .op("replay", |cx, who| {
+            let plane = plane(who);
+            let c = plane.controller();
+            let began = [Mode::Xics, Mode::Xive][cx.local(0) as usize];
+            let from = began;
+            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, from));
+            Then::Next
+        })
+    }
+
+    /// Serves TRIGGER messages for ever.
+    pub fn serving(self) -> Self {
+        let here = self.operations;
+        self.op("serve", move |cx, who| {
+            cx.wait(|| word(MESSAGES).load(Relaxed) != 0);
+            word(MESSAGES).fetch_sub(1, Relaxed);
+            plane(who).controller().trigger(MSI);
+            Then::Goto(here)
+        })
+    }
+
+    /// START of a daemon that follows thread [`DAEMON`], once that has stopped.
+    pub fn start(self, executor: Executor) -> Self {
+        self.op("fence", |cx, _| {
+            cx.wait(|| word(Key::Stopped(DAEMON)).load(Relaxed) != 0);
+            Then::Next
+        })
+        .op("recover", move |_, who| {
+            let plane = plane(who);
+            let c = plane.controller();
+            if c.state.executor == Executor::Daemon {
+                redo_forwards(&c);
+            }
+            if depth() == 0 {
+                c.xics.recover();
+            } else {
+                c.xics.take_back();
+            }
+            Then::Next
+        })
+        .op("open", move |_, _| {
+            let gate = if depth() == 0 { Gate::Open } else { Gate::Latch };
+            set_state(State {
+                gate,
+                executor,
+                ..State::read(&Words)
+            });
+            Then::Next
+        })
+        .op("resignal", |_, who| {
+            let plane = plane(who);
+            let c = plane.controller();
+            if c.state.gate == Gate::Open {
+                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, other(c.state.mode)));
+            }
+            Then::Next
+        })
+    }
+}
+
+fn redo_forwards(c: &At<'_>) {
+    for lisn in claimed(Table::Claimed) {
+        let word = Words.page(Page::Source(lisn));
+        if word.fetch_and(!source::FORWARDS, AcqRel) & source::FORWARDS != 0 {
+            let _ = c.xive.route(lisn);
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! What the explorations of the gate share: a dual machine, its executors, device threads, and the
+//! judgements. The daemon's side is in [`daemon`].
+//!
+//! Judged throughout: an event is delivered by the controller that the state word names at that moment,
+//! and only the holder of an END lock changes the cursor. At rest: [`Judge`].
+#![allow(dead_code)] // every test binary uses a part of it
+
+pub mod daemon;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering::Relaxed;
+
+use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word as header};
+use papr_intc_protocol::layout::storage::{AtomicWord, Page, Storage, Table, TableStorage};
+use papr_intc_protocol::layout::words::{cursor, eas, icp, ics, journal, source};
+use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_protocol::plane::xics::Routing;
+use papr_intc_protocol::plane::xive::config::QueueConfig;
+use papr_intc_protocol::plane::{Host, LevelInput, LockOwner, Outcome, Plane};
+
+use crate::explorer::{Change, Cx, Ghost, Key, Memory, Scenario, Snapshot, Then, Thread, Word, word};
+
+/// The two sources; both controllers serve them.
+pub const MSI: u32 = 16;
+pub const LSI: u32 = 17;
+const BASE: u32 = 16;
+pub const PRIO: u8 = 6;
+pub const END: u32 = PRIO as u32;
+pub const QUEUE: u64 = 0x10000;
+/// Epoch slots that threads use: the vCPU's 0, and two devices'. The rest of 1025 stay 0.
+pub const EPOCHS: u32 = 3;
+/// The daemon is the first thread of every scenario.
+pub const DAEMON: u32 = 0;
+
+pub const STATE: Key = Key::Table(Table::Header(header::STATE));
+pub const DEPTH: Key = Key::Table(Table::Header(header::QUIESCE_DEPTH));
+pub const CURSOR: Key = Key::Page(Page::EndCursor(END));
+pub const ICP: Key = Key::Page(Page::Icp(0));
+pub const RING: Key = Key::Page(Page::Tima(0));
+pub const JOURNAL: Key = Key::Table(Table::Journal(journal::XICS));
+/// TRIGGER messages sent and not yet served.
+pub const MESSAGES: Key = Key::User(0);
+
+/// Ghosts: an event of the MSI began that no delivery followed; the same of the LSI.
+pub const UNSERVED: usize = 0;
+/// Deliveries: queue entries, and XISRs.
+pub const ENTRIES: usize = 2;
+pub const PRESENTS: usize = 3;
+/// The state word, 0 until it first changes.
+pub const STATE_NOW: usize = 4;
+/// Thread + 1 that holds the END lock.
+pub const HOLDER: usize = 5;
+/// From here on: the scenario's own.
+pub const OWN: usize = 6;
+
+/// What is wrong with the daemon of a refutation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// It works at the gate without waiting for the transitions under way.
+    WorkEarly,
+    /// It replays without waiting for those who still record.
+    ReplayEarly,
+    /// `copy_levels` takes its first look for the second.
+    CopyOnce,
+    /// It replays only what was recorded in the mode that the barrier found.
+    OneModeReplayed,
+    /// START opens the gate and replays at once.
+    StartAtOnce,
+}
+
+thread_local! {
+    static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
+    static JOURNALS: Cell<bool> = const { Cell::new(false) };
+    /// `copy_levels` is under way with [`Fault::CopyOnce`], and the word that it loaded.
+    static COPYING: Cell<bool> = const { Cell::new(false) };
+    static LOOKED: Cell<Option<u64>> = const { Cell::new(None) };
+    static WORDS: RefCell<HashMap<Key, &'static GateWord>> = RefCell::default();
+}
+
+/// The explorer's memory, with the unused epochs as constants that cost nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Words;
+
+#[derive(Debug)]
+pub enum GateWord {
+    Shared(Key),
+    Idle,
+}
+
+impl GateWord {
+    fn of(key: Key) -> &'static Self {
+        WORDS.with_borrow_mut(|words| {
+            // Leaked: `Storage` hands out references, and a test has a few dozen words.
+            let new = || Box::leak(Box::new(Self::Shared(key))) as &_;
+            *words.entry(key).or_insert_with(new)
+        })
+    }
+    fn word(&self) -> &'static Word {
+        match self {
+            Self::Shared(key) => word(*key),
+            Self::Idle => unreachable!("nobody changes an unused epoch"),
+        }
+    }
+}
+
+impl AtomicWord for GateWord {
+    fn load(&self, order: Ordering) -> u64 {
+        let Self::Shared(key) = self else { return 0 };
+        if !COPYING.get() {
+            return self.word().load(order);
+        }
+        let seen = LOOKED.get().unwrap_or_else(|| self.word().load(order));
+        LOOKED.set(Some(seen));
+        seen
+    }
+    fn store(&self, value: u64, order: Ordering) {
+        self.word().store(value, order);
+    }
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        self.word().compare_exchange(current, new, success, failure)
+    }
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.word().swap(value, order)
+    }
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        self.word().fetch_or(bits, order)
+    }
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        self.word().fetch_and(bits, order)
+    }
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.word().fetch_add(value, order)
+    }
+    fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
+        self.word().fetch_sub(value, order)
+    }
+}
+
+impl Storage for Words {
+    type Word = GateWord;
+    fn page(&self, at: Page) -> &GateWord {
+        match at {
+            Page::Epoch(EPOCHS..) => &GateWord::Idle,
+            _ => GateWord::of(Key::Page(at)),
+        }
+    }
+    fn table(&self, at: Table, order: Ordering) -> u64 {
+        Memory.table(at, order)
+    }
+    fn fence(&self) {}
+    fn relax(&self, spins: u32) {
+        Memory.relax(spins);
+    }
+}
+
+impl TableStorage for Words {
+    fn table_word(&self, at: Table) -> &GateWord {
+        GateWord::of(Key::Table(at))
+    }
+}
+
+/// An executor: the VMM, or the daemon of a generation.
+#[derive(Clone, Copy, Debug)]
+pub enum Who {
+    Vmm,
+    Daemon(u16),
+}
+
+impl Host for Who {
+    fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        word(Key::Ram(gpa)).store(1 << 32 | u64::from(entry), Relaxed);
+        true
+    }
+    fn kick(&self, _: u32) {}
+    fn lock_owner(&self) -> LockOwner {
+        match *self {
+            Self::Vmm => LockOwner::FrontEnd,
+            Self::Daemon(generation) => LockOwner::Daemon {
+                generation,
+                worker: 0,
+            },
+        }
+    }
+    fn is_dead(&self, generation: u16) -> bool {
+        match *self {
+            // DEAD_GENERATION, which the front-end raises once it has fenced the daemon.
+            Self::Vmm => generation == 1 && word(Key::Stopped(DAEMON)).load(Relaxed) != 0,
+            Self::Daemon(own) => generation != own,
+        }
+    }
+    fn journal(&self, token: u32, victim: u32) {
+        if JOURNALS.get() && matches!(self, Self::Daemon(_)) {
+            let line = u64::from(token) | u64::from(victim) << 24;
+            word(JOURNAL).store(line, Relaxed);
+        }
+    }
+}
+
+/// A plane of the machine: XICS and XIVE, one vCPU, numbers up to the LSI's.
+pub fn plane(who: Who) -> Plane<Words, Who> {
+    COPYING.set(false);
+    let machine = Machine {
+        sources: BASE + 2,
+        xics_base: BASE,
+        ..Machine::pseries(IcMode::Dual, Compat::Papr1, 1)
+    };
+    Plane::new(Words, who, machine).unwrap()
+}
+
+pub fn vmm() -> Plane<Words, Who> {
+    plane(Who::Vmm)
+}
+
+/// The word of a source in a controller.
+pub fn source_word(mode: Mode, lisn: u32) -> Key {
+    Key::Page(match mode {
+        Mode::Xics => Page::IcsSource(lisn - BASE),
+        Mode::Xive => Page::Source(lisn),
+    })
+}
+
+/// What a scenario starts from: the vCPU connected with CPPR ff; the claimed sources routed to it in
+/// both controllers, ready unless masked.
+#[derive(Clone, Copy)]
+pub struct Start {
+    pub mode: Mode,
+    pub claimed: &'static [u32],
+    pub masked: bool,
+    /// QUIESCEs open; the gate is latched if there are any.
+    pub depth: u64,
+}
+
+impl Start {
+    pub fn of(mode: Mode, claimed: &'static [u32]) -> Self {
+        Self {
+            mode,
+            claimed,
+            masked: false,
+            depth: 0,
+        }
+    }
+
+    fn set_up(self) {
+        let plane = plane(Who::Daemon(1));
+        let c = plane.controller();
+        c.xics.create();
+        (0..c.geometry.sources()).for_each(|lisn| c.xive.reset_source(lisn));
+        (0..c.geometry.ends()).for_each(|end| c.xive.reset_end(end));
+        c.xics.connect(0);
+        c.xics.set_cppr(0, 0xff);
+        c.xive.connect(0);
+        c.xive.set_cppr(0, 0xff);
+        let queue = QueueConfig {
+            address: QUEUE,
+            size: 12,
+            always_notify: true,
+        };
+        c.xive.set_queue_config(0, PRIO, Some(queue)).unwrap();
+        for &lisn in self.claimed {
+            let kind = if lisn == LSI { Table::Lsi } else { Table::Msi };
+            for bitmap in [Table::Claimed(0), kind(0)] {
+                word(Key::Table(bitmap)).fetch_or(1 << lisn, Relaxed);
+            }
+            c.xics.claim(lisn, lisn == LSI);
+            let to = Routing {
+                server: 0,
+                priority: if self.masked { 0xff } else { PRIO },
+                saved: PRIO,
+            };
+            c.xics.write(lisn, to).unwrap();
+            c.xive.claim(lisn, lisn == LSI);
+            let eas = eas::new(END, lisn, false);
+            c.xive.set_source_config(lisn, eas).unwrap();
+            let pq = if self.masked { source::Q } else { 0 };
+            word(source_word(Mode::Xive, lisn)).store(pq, Relaxed);
+        }
+        word(ICP).fetch_and(icp::TAG - 1, Relaxed);
+        word(DEPTH).store(self.depth, Relaxed);
+        word(STATE).store(self.state().to_word(), Relaxed);
+    }
+
+    /// The state word at the start.
+    pub fn state(self) -> State {
+        State {
+            mode: self.mode,
+            gate: if self.depth == 0 {
+                Gate::Open
+            } else {
+                Gate::Latch
+            },
+            executor: Executor::FrontEnd,
+            cas_xive: self.mode == Mode::Xive,
+        }
+    }
+
+    pub fn scenario(self, name: impl Into<String>, fault: Fault) -> Scenario {
+        FAULT.set(fault);
+        JOURNALS.set(false);
+        let mut scenario = Scenario::new(name)
+            .setup(move || self.set_up())
+            .var(STATE)
+            .var(DEPTH)
+            .observer(move |g, c| watch(self.state(), g, c))
+            .limit(3_000_000);
+        for lisn in (0..BASE + 2).filter(|l| !self.claimed.contains(l)) {
+            scenario = scenario.fix(source_word(Mode::Xive, lisn));
+            if lisn >= BASE {
+                scenario = scenario.fix(source_word(Mode::Xics, lisn));
+            }
+        }
+        scenario
+    }
+}
+
+/// The daemon of this scenario writes its journal.
+pub fn with_journal(scenario: Scenario) -> Scenario {
+    JOURNALS.set(true);
+    scenario.var(JOURNAL)
+}
+
+/// Place of a source in the ghosts.
+fn place(lisn: u32) -> usize {
+    UNSERVED + (lisn == LSI) as usize
+}
+
+/// Counts deliveries; judges who makes them, and who changes the cursor.
+pub fn watch(first: State, g: &mut Ghost, c: Change) {
+    let now = match g[STATE_NOW] {
+        0 => first,
+        word => State::from_word(word),
+    };
+    match c.key {
+        STATE => g[STATE_NOW] = c.new,
+        Key::Ram(_) => {
+            assert_eq!(now.mode, Mode::Xive, "an entry while XICS is active");
+            g[place(c.new as u32 & 0x7fff_ffff)] = 0;
+            g[ENTRIES] += 1;
+        }
+        ICP => {
+            let shown = icp::xisr(c.new);
+            if shown != icp::xisr(c.old) && shown >= BASE {
+                assert_eq!(now.mode, Mode::Xics, "a XISR while XIVE is active");
+                g[place(shown)] = 0;
+                g[PRESENTS] += 1;
+            }
+        }
+        CURSOR => {
+            let holder = c.thread as u64 + 1;
+            if c.new & cursor::LOCKED != 0 {
+                g[HOLDER] = holder;
+            } else {
+                assert!(
+                    g[HOLDER] == holder || c.old & cursor::LOCKED == 0,
+                    "the cursor changed under another's lock"
+                );
+                g[HOLDER] = 0;
+            }
+        }
+        _ => (),
+    }
+}
+
+/// A device thread that triggers the MSI so often, by message where it must.
+pub fn triggers(name: &'static str, epoch: u32, times: usize) -> Thread {
+    (0..times).fold(Thread::new(name), |thread, _| {
+        thread.op("trigger", move |cx| {
+            cx.ghost(|g| g[UNSERVED] = 1);
+            if vmm().trigger(epoch, MSI) == Outcome::Elsewhere {
+                word(MESSAGES).fetch_add(1, Relaxed);
+            }
+            Then::Next
+        })
+    })
+}
+
+/// A device thread that sets one input of the LSI to these levels, one after the other.
+pub fn levels(
+    name: &'static str,
+    epoch: u32,
+    input: LevelInput,
+    levels: &'static [bool],
+) -> Thread {
+    levels.iter().fold(Thread::new(name), |thread, &level| {
+        thread.op(if level { "raise" } else { "lower" }, move |cx| {
+            cx.ghost(|g| g[UNSERVED + 1] = level.into());
+            let done = vmm().set_level(epoch, LSI, input, level);
+            assert_eq!(done, Outcome::Done(()));
+            Then::Next
+        })
+    })
+}
+
+/// The level bits of an LSI's word.
+pub fn level_bits(mode: Mode) -> [u64; 2] {
+    match mode {
+        Mode::Xics => [ics::LEVEL_VMM, ics::LEVEL_IRQFD],
+        Mode::Xive => [source::LEVEL_VMM, source::LEVEL_IRQFD],
+    }
+}
+
+/// Nobody is inside, nothing is recorded and not replayed, nothing is half done.
+pub fn quiet(s: &Snapshot<'_>) -> Result<State, String> {
+    let state = State::from_word(s.get(STATE));
+    if state.gate != Gate::Open {
+        return Err(format!("the gate is left as {state:?}"));
+    }
+    if let Some(e) = (0..EPOCHS).find(|e| s.get(Key::Page(Page::Epoch(*e))) & 1 == 1) {
+        return Err(format!("epoch {e} is left odd"));
+    }
+    for lisn in [MSI, LSI] {
+        let (xics, xive) = (
+            s.get(source_word(Mode::Xics, lisn)),
+            s.get(source_word(Mode::Xive, lisn)),
+        );
+        if xics & ics::LATCHED != 0 || xive & source::LATCHED != 0 {
+            return Err(format!("latched for ever: {lisn} {xics:#x} {xive:#x}"));
+        }
+        if xive & source::FORWARDS != 0 {
+            return Err(format!("a forward of {lisn} for ever: {xive:#x}"));
+        }
+    }
+    if s.get(CURSOR) & cursor::LOCKED != 0 {
+        return Err("the END is locked".into());
+    }
+    Ok(state)
+}
+
+/// No event of the MSI is lost: a delivery followed the last trigger, or the event is recorded in a
+/// controller, where the end of the delivery before (or unmasking) finds it.
+pub fn msi_served(s: &Snapshot<'_>) -> Result<(), String> {
+    quiet(s)?;
+    let (xics, xive) = (
+        s.get(source_word(Mode::Xics, MSI)),
+        s.get(source_word(Mode::Xive, MSI)),
+    );
+    let recorded =
+        xics & (ics::REJECTED | ics::MASKED_PENDING) != 0 || xive & source::PQ == source::PQ;
+    if s.ghost[UNSERVED] != 0 && !recorded {
+        return Err(format!("the MSI is lost: XICS {xics:#x}, XIVE {xive:#x}"));
+    }
+    Ok(())
+}
+
+/// The active controller knows the inputs as the devices left them; asserted it is delivered if
+/// unmasked.
+pub fn levels_are(
+    vmm: bool,
+    irqfd: bool,
+    masked: bool,
+) -> impl Fn(&Snapshot<'_>) -> Result<(), String> {
+    move |s| {
+        let mode = quiet(s)?.mode;
+        let found = s.get(source_word(mode, LSI));
+        let wrong = |what: &str| Err(format!("{what}: {mode:?} {found:#x}"));
+        for (bit, level) in level_bits(mode).into_iter().zip([vmm, irqfd]) {
+            if (found & bit != 0) != level {
+                return wrong("a level is not the device's");
+            }
+        }
+        let sent = match mode {
+            Mode::Xics => found & ics::SENT != 0 && icp::xisr(s.get(ICP)) == LSI,
+            Mode::Xive => found & source::PQ == source::P && s.ghost[ENTRIES] > 0,
+        };
+        if (vmm || irqfd) && !masked && !sent {
+            return wrong("asserted and not sent");
+        }
+        Ok(())
+    }
+}
