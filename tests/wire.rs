@@ -2,21 +2,23 @@
 //! that SPEC.md chapter 1 promises for it.
 //!
 //! * [`life`]: interrupts from source to vCPU, both controllers, in remote mode.
-//! * [`messages`]: each message and its errors. [`channels`]: which channel may carry what.
-//! * [`barriers`]: CAS, reset, quiesce, disconnect. [`process`]: command line, signals, sockets.
+//! * [`messages`], [`sources`]: each message and its errors.
+//! * [`channels`]: which channel may carry what. [`barriers`]: CAS, reset, quiesce, disconnect.
+//! * [`process`]: command line, signals, front-ends that come and go.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "harness/mod.rs"]
-mod harness;
+#![allow(clippy::unwrap_used)] // helpers of tests say what they mean with it
 
 #[path = "wire/barriers.rs"]
 mod barriers;
 #[path = "wire/channels.rs"]
 mod channels;
+#[path = "harness/mod.rs"]
+mod harness;
 #[path = "wire/life.rs"]
 mod life;
 #[path = "wire/messages.rs"]
 mod messages;
 #[path = "wire/process.rs"]
 mod process;
+#[path = "wire/sources.rs"]
+mod sources;

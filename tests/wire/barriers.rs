@@ -237,7 +237,7 @@ fn a_machine_reset_keeps_claims_levels_and_vcpus_and_frees_msis_if_asked() {
     guest.must(1, opcode::H_CPPR, &[0xff]);
     guest.choose_xive();
     assert_eq!(errno(reset(2)), libc::EINVAL);
-    assert_eq!(State::read(&guest.map()).cas_xive, true);
+    assert!(State::read(&guest.map()).cas_xive);
 
     reset(0).unwrap();
     assert_eq!(guest.must(1, opcode::H_XIRR, &[]), 0, "XICS again, CPPR 0");
