@@ -166,7 +166,7 @@ impl Daemon {
             let c = plane.controller();
             let began = [Mode::Xics, Mode::Xive][cx.local(0) as usize];
             let from = began;
-            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, from));
+            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn));
             Then::Next
         })
     }
@@ -202,7 +202,11 @@ impl Daemon {
             Then::Next
         })
         .op("open", move |_, _| {
-            let gate = if depth() == 0 { Gate::Open } else { Gate::Latch };
+            let gate = if depth() == 0 {
+                Gate::Open
+            } else {
+                Gate::Latch
+            };
             set_state(State {
                 gate,
                 executor,
@@ -214,7 +218,7 @@ impl Daemon {
             let plane = plane(who);
             let c = plane.controller();
             if c.state.gate == Gate::Open {
-                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, other(c.state.mode)));
+                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn));
             }
             Then::Next
         })
