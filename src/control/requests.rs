@@ -96,7 +96,8 @@ fn is_kept(code: u32) -> bool {
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
-    /// Serves one request. While [`Self::in_barrier`], only [`Self::poll_barrier`] may be called.
+    /// Serves one request. After one without a reply, only [`Self::poll_barrier`] may be called until it
+    /// has given the answer.
     pub fn serve(&mut self, incoming: Incoming<'_>, now: Instant) -> Result<Served, Refused> {
         self.served += 1;
         let ticket = Ticket {

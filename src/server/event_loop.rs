@@ -27,6 +27,8 @@ use crate::control::{Control, Effect, Expected, Refused};
 const SEND_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at a barrier's grace period.
 const BARRIER_PAUSE: Duration = Duration::from_micros(50);
+/// The same, in milliseconds, after the requester has got its answer.
+const LATE_PAUSE_MS: u16 = 10;
 const EVENTS: usize = 64;
 
 /// Where front-ends come from.
@@ -195,6 +197,8 @@ impl EventLoop {
                     self.handle(token)?;
                 }
             }
+            // Answered already; this is for what the last of its threads recorded.
+            self.control.poll_barrier(Instant::now());
         }
     }
 
@@ -270,7 +274,11 @@ impl EventLoop {
                 if is_papr_barrier(message.request) {
                     self.drain_channels(None)?;
                 }
-                self.serve_papr(MAIN_CHANNEL, message)
+                // Draining may have shown that the VMM is gone, and its message with it.
+                match self.main {
+                    Some(_) => self.serve_papr(MAIN_CHANNEL, message),
+                    None => Ok(()),
+                }
             }
             Ok(Some(message)) => self.serve_standard(message),
         }
@@ -497,6 +505,9 @@ impl EventLoop {
     fn serve_standard(&mut self, message: RawMessage) -> Result<(), ServerError> {
         if is_barrier(message.request) {
             self.drain_channels(None)?;
+        }
+        if self.main.is_none() {
+            return Ok(());
         }
         let mut served = self.standard.serve(message)?;
         if served.events.contains(&StandardEvent::DeviceReset) && !self.reset_device()? {
