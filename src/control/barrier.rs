@@ -60,13 +60,6 @@ pub struct Barrier {
     deadline: Instant,
 }
 
-/// An operation that has to wait for the end of a late one.
-#[derive(Debug)]
-pub struct Next {
-    work: Work,
-    deadline: Instant,
-}
-
 impl<M: QueueMemory> Core<M> {
     pub(super) fn grace(&self) -> GracePeriod {
         GracePeriod::begin(self.plane.storage(), self.plane.geometry())
@@ -97,19 +90,6 @@ impl<M: QueueMemory> Core<M> {
                 }
             }
         }
-    }
-
-    /// Makes up for what devices recorded while the gate was latched: in the words of the active
-    /// controller, or in the other's, if the mode changed meanwhile.
-    pub(super) fn replay_all(&self) {
-        let c = self.controller();
-        let other = match c.state.mode {
-            Mode::Xics => Mode::Xive,
-            Mode::Xive => Mode::Xics,
-        };
-        self.claims()
-            .claimed()
-            .for_each(|lisn| c.replay(lisn, other));
     }
 
     /// Makes `mode` the active controller. Levels follow; the lines follow from the words.
@@ -192,7 +172,7 @@ fn mode_number(m: Mode) -> u32 {
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
-    /// A machine-wide operation is not over; its requester may have its answer already.
+    /// A machine-wide operation is under way: nothing else is to be served.
     pub fn in_barrier(&self) -> bool {
         self.barrier.is_some()
     }
@@ -265,10 +245,6 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     fn begin(&mut self, work: Work, deadline: Instant) -> Result<(), Refused> {
         let core = self.core()?;
-        if self.barrier.is_some() {
-            self.next = Some(Next { work, deadline });
-            return Ok(());
-        }
         core.set_gate(Gate::Latch);
         let barrier = Barrier {
             work,

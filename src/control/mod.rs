@@ -39,7 +39,7 @@ use papr_intc_protocol::wire::vcpu::Line;
 pub use error::Refused;
 
 use crate::memory::{QueueMemory, SharedMemory};
-use barrier::{Barrier, Next};
+use barrier::Barrier;
 use claims::Claims;
 use host::DaemonHost;
 use journal::Journal;

@@ -28,7 +28,7 @@ const SEND_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at a barrier's grace period.
 const BARRIER_PAUSE: Duration = Duration::from_micros(50);
 /// The same, in milliseconds, after the requester has got its answer.
-const LATE_PAUSE_MS: u16 = 10;
+const LATE_PAUSE_MS: u8 = 10;
 const EVENTS: usize = 64;
 
 /// Where front-ends come from.
@@ -179,7 +179,7 @@ impl EventLoop {
                 return Ok(ended);
             }
             let timeout = if self.control.is_reopening() {
-                EpollTimeout::from(1u8)
+                EpollTimeout::from(LATE_PAUSE_MS)
             } else {
                 EpollTimeout::NONE
             };
@@ -197,8 +197,6 @@ impl EventLoop {
                     self.handle(token)?;
                 }
             }
-            // Answered already; this is for what the last of its threads recorded.
-            self.control.poll_barrier(Instant::now());
         }
     }
 
