@@ -18,6 +18,8 @@ mod conductor;
 mod device_process;
 mod devices;
 mod faults;
+#[path = "../shared/find_daemon.rs"]
+mod find_daemon;
 mod guest;
 mod halt;
 mod kills;
