@@ -18,7 +18,7 @@ mod conductor;
 mod device_process;
 mod devices;
 mod faults;
-#[path = "../shared/find_daemon.rs"]
+#[path = "../find_daemon/mod.rs"]
 mod find_daemon;
 mod guest;
 mod halt;

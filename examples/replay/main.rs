@@ -8,7 +8,7 @@
 
 mod daemon_guest;
 mod engine;
-#[path = "../shared/find_daemon.rs"]
+#[path = "../find_daemon/mod.rs"]
 mod find_daemon;
 #[path = "../../tests/model/mod.rs"]
 #[allow(
