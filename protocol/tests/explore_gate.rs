@@ -21,7 +21,10 @@ fn quiesced_trigger(mode: Mode, fault: Fault) -> explorer::Scenario {
         .barrier(Work::Quiesce)
         .barrier(Work::Resume(None));
     Start::of(mode, &[MSI])
-        .scenario(format!("trigger against QUIESCE and RESUME, {mode:?}"), fault)
+        .scenario(
+            format!("trigger against QUIESCE and RESUME, {mode:?}"),
+            fault,
+        )
         .thread(daemon.thread)
         .thread(triggers("device", 1, 1))
         .thread(triggers("device 2", 2, 1))

@@ -202,7 +202,11 @@ impl Daemon {
             Then::Next
         })
         .op("open", move |_, _| {
-            let gate = if depth() == 0 { Gate::Open } else { Gate::Latch };
+            let gate = if depth() == 0 {
+                Gate::Open
+            } else {
+                Gate::Latch
+            };
             set_state(State {
                 gate,
                 executor,

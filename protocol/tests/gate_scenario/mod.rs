@@ -20,7 +20,9 @@ use papr_intc_protocol::plane::xics::Routing;
 use papr_intc_protocol::plane::xive::config::QueueConfig;
 use papr_intc_protocol::plane::{Host, LevelInput, LockOwner, Outcome, Plane};
 
-use crate::explorer::{Change, Cx, Ghost, Key, Memory, Scenario, Snapshot, Then, Thread, Word, word};
+use crate::explorer::{
+    Change, Cx, Ghost, Key, Memory, Scenario, Snapshot, Then, Thread, Word, word,
+};
 
 /// The two sources; both controllers serve them.
 pub const MSI: u32 = 16;
