@@ -135,38 +135,64 @@ impl Daemon {
         self
     }
 
-    /// One barrier: four operations.
-    pub fn barrier(self, work: Work) -> Self {
-        let after = self.operations + 4;
+    /// Latches the gate, and waits for the transitions under way.
+    pub fn latch(self) -> Self {
         self.op("latch", |cx, who| {
             set_gate(Gate::Latch);
+            // Where devices latch from now on, for a fault in "replay".
+            cx.set_local(0, u64::from(State::read(&Words).mode == Mode::Xive));
             if FAULT.get() != Fault::WorkEarly {
                 grace(cx, who);
             }
-            // Where devices latch from now on, for the fault below.
-            cx.set_local(0, u64::from(State::read(&Words).mode == Mode::Xive));
             Then::Next
         })
-        .op("work", move |_, who| {
-            at_the_gate(who, work);
-            Then::Next
-        })
-        .op("open", move |cx, who| {
-            if depth() != 0 {
-                return Then::Goto(after);
-            }
-            set_gate(Gate::Open);
-            if FAULT.get() != Fault::ReplayEarly {
-                grace(cx, who);
-            }
-            Then::Next
-        })
-        .op("replay", |cx, who| {
+    }
+
+    /// One barrier: four operations.
+    pub fn barrier(self, work: Work) -> Self {
+        let after = self.operations + 4;
+        self.latch()
+            .op("work", move |cx, who| {
+                cx.ghost(|g| g[ALONE] = 1);
+                at_the_gate(who, work);
+                Then::Next
+            })
+            .op("open", move |cx, who| {
+                if depth() != 0 {
+                    return Then::Goto(after);
+                }
+                set_gate(Gate::Open);
+                if FAULT.get() != Fault::ReplayEarly {
+                    grace(cx, who);
+                }
+                Then::Next
+            })
+            .op("replay", |cx, who| {
+                cx.ghost(|g| g[REPLAYING] = 1);
+                let plane = plane(who);
+                let c = plane.controller();
+                let from = if FAULT.get() == Fault::OneModeReplayed {
+                    [Mode::Xics, Mode::Xive][cx.local(0) as usize]
+                } else {
+                    other(c.state.mode)
+                };
+                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, from));
+                Then::Next
+            })
+    }
+
+    /// The guest unmasks a source in the controller that is active then.
+    pub fn unmasking(self, lisn: u32) -> Self {
+        self.op("unmask", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            let began = [Mode::Xics, Mode::Xive][cx.local(0) as usize];
-            let from = began;
-            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, from));
+            match c.state.mode {
+                Mode::Xics => c.xics.int_on(lisn).unwrap(),
+                Mode::Xive => {
+                    // SET_PQ_00 in the management page.
+                    c.xive.esb_load(u64::from(lisn) << 17 | 0x10c00, 8);
+                }
+            }
             Then::Next
         })
     }
@@ -188,10 +214,18 @@ impl Daemon {
             cx.wait(|| word(Key::Stopped(DAEMON)).load(Relaxed) != 0);
             Then::Next
         })
-        .op("recover", move |_, who| {
+        .op("latch", |cx, who| {
+            if FAULT.get() != Fault::StartAtOnce {
+                set_gate(Gate::Latch);
+                grace(cx, who);
+            }
+            Then::Next
+        })
+        .op("recover", move |cx, who| {
+            cx.ghost(|g| g[ALONE] = 1);
             let plane = plane(who);
             let c = plane.controller();
-            if c.state.executor == Executor::Daemon {
+            if c.state.executor == Executor::Daemon || FAULT.get() != Fault::StartAtOnce {
                 redo_forwards(&c);
             }
             if depth() == 0 {
@@ -201,21 +235,29 @@ impl Daemon {
             }
             Then::Next
         })
-        .op("open", move |_, _| {
-            let gate = if depth() == 0 { Gate::Open } else { Gate::Latch };
+        .op("open", move |cx, who| {
+            let gate = if depth() == 0 {
+                Gate::Open
+            } else {
+                Gate::Latch
+            };
             set_state(State {
                 gate,
                 executor,
                 ..State::read(&Words)
             });
+            if depth() != 0 {
+                return Then::Finish;
+            }
+            if FAULT.get() != Fault::StartAtOnce {
+                grace(cx, who);
+            }
             Then::Next
         })
-        .op("resignal", |_, who| {
+        .op("replay", |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            if c.state.gate == Gate::Open {
-                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, other(c.state.mode)));
-            }
+            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, other(c.state.mode)));
             Then::Next
         })
     }
