@@ -69,14 +69,13 @@ fn a_level_follows_a_change_of_mode() {
 
 /// In a quiesced machine: what matters is the copy, and devices only record.
 fn two_inputs(mode: Mode, vmm: &'static [bool]) -> Scenario {
-    let daemon = Daemon::new(Who::Daemon(1))
-        .barrier(Work::Cas(other(mode)))
-        .barrier(Work::Resume(None));
+    let daemon = Daemon::new(Who::Daemon(1)).barrier(Work::Cas(other(mode)));
     let start = Start {
         depth: 1,
         high: !vmm[0],
         ..Start::of(mode, &[LSI])
     };
+    let wanted = [*vmm.last().unwrap(), true];
     start
         .scenario(
             format!("inputs {vmm:?} and [true] against CAS from {mode:?}"),
@@ -85,7 +84,13 @@ fn two_inputs(mode: Mode, vmm: &'static [bool]) -> Scenario {
         .thread(daemon.thread)
         .thread(levels("vmm", 1, LevelInput::Vmm, vmm))
         .thread(levels("irqfd", 2, LevelInput::Irqfd, &[true]))
-        .at_rest(levels_are(*vmm.last().unwrap(), true, false))
+        .at_rest(move |s| {
+            let found = s.get(source_word(other(mode), LSI));
+            match level_bits(other(mode)).map(|bit| found & bit != 0) {
+                levels if levels == wanted => Ok(()),
+                levels => Err(format!("{levels:?} for {wanted:?}")),
+            }
+        })
         .limit(5_000_000)
 }
 
@@ -97,7 +102,7 @@ fn two_inputs_follow_a_change_of_mode() {
 }
 
 #[test]
-#[ignore = "a million states"]
+#[ignore = "a million states: a minute in a release build"]
 fn two_inputs_follow_a_change_of_mode_longer() {
     for mode in MODES {
         two_inputs(mode, &[true, false]).explore();
@@ -278,7 +283,7 @@ fn a_reset_finds_no_router_in_an_end() {
     };
     scenario(Fault::None).explore();
     let why = scenario(Fault::WorkEarly).refute();
-    assert!(why.contains("lock") || why.contains("reset"), "{why}");
+    assert!(why.contains("forward"), "{why}");
 }
 
 /// A thread that is inside twice; in between it marks that it acts on an open gate.

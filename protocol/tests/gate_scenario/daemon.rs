@@ -222,13 +222,14 @@ impl Daemon {
             Then::Next
         })
         .op("recover", move |cx, who| {
-            cx.ghost(|g| g[ALONE] = 1);
+            let shipped = FAULT.get() != Fault::StartAtOnce;
+            cx.ghost(|g| g[ALONE] = shipped.into());
             let plane = plane(who);
             let c = plane.controller();
-            if c.state.executor == Executor::Daemon || FAULT.get() != Fault::StartAtOnce {
+            if shipped || c.state.executor == Executor::Daemon {
                 redo_forwards(&c);
             }
-            if depth() == 0 {
+            if depth() == 0 && c.state.mode == Mode::Xics {
                 c.xics.recover();
             } else {
                 c.xics.take_back();
