@@ -6,6 +6,9 @@
 //!
 //! [`cli`] is the command line; `main.rs` puts the parts together.
 
+// A panic on outside input is a defect of ours; an invariant is stated by `expect`.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod cli;
 pub mod control;
 pub mod memory;

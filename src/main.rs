@@ -1,10 +1,12 @@
-//! papr-intc: parse, log, signals, endpoint, serve. The only exit is the end of `main`.
+//! papr-intc: parse, log, signals, limits, endpoint, serve. The only exit is the end of `main`.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use papr_intc::cli::{Args, exit};
@@ -13,10 +15,16 @@ use papr_intc::server::event_loop::{Endpoint, EventLoop};
 use papr_intc::server::identity;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) if !e.use_stderr() => e.exit(),
+        Err(e) => return failed(exit::USAGE, &one_line(&e.to_string())),
+    };
     if args.print_capabilities {
-        println!("{:#}", identity::capabilities());
-        return ExitCode::SUCCESS;
+        return match writeln!(std::io::stdout(), "{:#}", identity::capabilities()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => failed(exit::FAILURE, &format!("stdout: {e}")),
+        };
     }
     env_logger::Builder::new()
         // Everything passes the logger; SET_LOG_LEVEL moves the maximum.
@@ -26,11 +34,27 @@ fn main() -> ExitCode {
     log::set_max_level(args.log_level);
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err((code, line)) => {
-            eprintln!("papr-intc: {line}");
-            ExitCode::from(code)
-        }
+        Err((code, line)) => failed(code, &line),
     }
+}
+
+/// Says why, if stderr takes it.
+fn failed(code: u8, line: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "papr-intc: {line}");
+    ExitCode::from(code)
+}
+
+/// What clap says, without its usage text.
+fn one_line(error: &str) -> String {
+    let said = error.split("\n\n").next().unwrap_or(error);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+/// Every vCPU takes two descriptors of ours, and a machine has up to 4,096.
+fn raise_limit() -> nix::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
 }
 
 type Failure = (u8, String);
@@ -43,6 +67,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).map_err(failed("signalfd"))?;
 
+    raise_limit().map_err(failed("limit of open files"))?;
     let endpoint = open_endpoint(args)?;
     let server = EventLoop::new(endpoint, signals, args.on_disconnect(), args.expected());
     let ended = server
@@ -52,7 +77,9 @@ fn run(args: &Args) -> Result<(), Failure> {
         // Ours: `bind` would have failed had it existed. Gone already is fine.
         let _ = std::fs::remove_file(path);
     }
-    log::info!("ended: {:?}", ended?);
+    // Not in the macro: its arguments are evaluated only where the level is on.
+    let ended = ended?;
+    log::info!("ended: {ended:?}");
     Ok(())
 }
 

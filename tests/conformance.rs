@@ -23,7 +23,7 @@ mod model_guest;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use daemon_guest::{DaemonGuest, Way};
+use daemon_guest::{Compat, DaemonGuest, Way};
 use engine::guest::{Shape, Start};
 use engine::report::Report;
 use engine::rows;
@@ -76,7 +76,7 @@ fn the_model_reproduces_every_recording() {
 
 fn the_daemon_reproduces_every_recording(way: Way) {
     let daemon = PathBuf::from(env!("CARGO_BIN_EXE_papr-intc"));
-    let total = replay_all(&mut |shape| DaemonGuest::start(shape, way, &daemon));
+    let total = replay_all(&mut |shape| DaemonGuest::start(shape, Compat::Qemu72, way, &daemon));
     assert_eq!(total.different, 0);
     assert!(total.ops > 56_000);
     assert_eq!(total.known.keys().collect::<Vec<_>>(), [&"F-ESB-SWAP"]);
@@ -225,6 +225,45 @@ fn a_recording_that_says_otherwise_differs() {
     let report = engine::replay("changed", &text, true, start).unwrap();
     assert_ne!(report.different, 0);
     assert!(report.first[0].contains("want 1\n"), "{}", report.first[0]);
+}
+
+/// A boot recording of a machine with sparse server numbers, a switch of controllers and a reset.
+const BOOT: &str = include_str!("conformance/boot-sparse.rec");
+
+#[test]
+fn a_boot_recording_with_sparse_servers_a_switch_and_a_reset_replays() {
+    let daemon = PathBuf::from(env!("CARGO_BIN_EXE_papr-intc"));
+    let starts: [&mut Start<'_>; 2] = [
+        &mut |shape| ModelGuest::start(shape, Rules::QEMU_7_2),
+        &mut |shape| DaemonGuest::start(shape, Compat::Qemu72, Way::Mapped, &daemon),
+    ];
+    for start in starts {
+        let report = engine::replay("boot", BOOT, true, start).unwrap();
+        assert_eq!(
+            (report.different, report.known["F-ESB-SWAP"]),
+            (0, 1),
+            "{:?}",
+            report.first
+        );
+    }
+}
+
+#[test]
+fn a_boot_recording_with_another_effect_differs() {
+    let changes = [
+        ("line 4 1\n  dma", "line 0 1\n  dma"),
+        ("dma 30d0000 80000010", "dma 30d0000 80000011"),
+        ("  dma 30d0000 80000010\n", ""),
+        ("ret 8006", "ret 8005"),
+        ("ret 0 ff001000", "ret 0 ff000000"),
+    ];
+    for (from, to) in changes {
+        assert!(BOOT.contains(from));
+        let text = BOOT.replacen(from, to, 1);
+        let start = &mut |shape: &Shape| ModelGuest::start(shape, Rules::QEMU_7_2);
+        let report = engine::replay("boot", &text, true, start).unwrap();
+        assert_eq!(report.different, 1, "{from} -> {to}: {:?}", report.first);
+    }
 }
 
 #[test]

@@ -19,6 +19,9 @@ pub struct Options {
     /// vCPUs
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub vcpus: u32,
+    /// Distance of the vCPUs' server numbers (QEMU: vsmt)
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub stride: u32,
     /// Interrupt sources: half of them device threads, the rest eventfds and a few levels
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=2048))]
     pub sources: u32,
@@ -53,7 +56,7 @@ pub struct Options {
     /// Whose behaviour the controller has
     #[arg(long, value_enum, default_value = "papr-1")]
     pub compat: Level,
-    /// How long to wait for what is still under way before it counts as lost
+    /// How long nothing may move before what is still under way counts as lost
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub patience: Duration,
     /// Run on a plain model in this process instead of a daemon: checks the guest itself

@@ -210,7 +210,7 @@ impl Devices {
             self.note(i, &source.credit)
         };
         // Not for ever: a vCPU has other things to do.
-        let rings = source.style == Style::Doorbell && self.cells.sent(i) % 4 != 0;
+        let rings = source.style == Style::Doorbell && !self.cells.sent(i).is_multiple_of(4);
         if rings && self.is_running() {
             self.send(i, 1)?;
         }

@@ -1,7 +1,6 @@
 //! Builds the machine, starts the threads, runs, and reports.
 
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -16,6 +15,7 @@ use crate::conductor::{Conductor, MSI_RANGE_START, all_latencies, claim_msis};
 use crate::device_process::DeviceProcess;
 use crate::devices::{Devices, Source, Style};
 use crate::faults::{BrokenBoard, Faults};
+use crate::find_daemon::find_daemon;
 use crate::guest::cpu::Role;
 use crate::guest::{self, Platform};
 use crate::halt::Halt;
@@ -50,12 +50,12 @@ pub fn run(options: Options) -> Step<bool> {
         board.claim(Numbers::Fixed(source.lisn(), source.kind == Kind::Lsi))?;
     }
     let cpus = (0..options.vcpus)
-        .map(|server| board.connect(server))
+        .map(|vcpu| board.connect(vcpu * options.stride))
         .collect::<Step<Vec<_>>>()?;
     let devices = Arc::new(Devices::new(board.clone(), cells, sources, process));
     let mut rng = Rng::new(options.seed, 1);
     claim_msis(&devices, &mut rng)?;
-    let platform = make_platform(board, devices, halts, cpus);
+    let platform = make_platform(board, devices, halts, cpus, options.stride);
     let start = Instant::now();
     let conductor = Conductor {
         platform: platform.clone(),
@@ -152,15 +152,17 @@ fn spawn_devices(
 }
 
 fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Arc<dyn Board>> {
+    let servers = (options.vcpus - 1) * options.stride + 1;
     let mode = options.mode.ic_mode();
-    let mut machine = Machine::pseries(mode, options.compat.compat(), options.vcpus);
+    let mut machine = Machine::pseries(mode, options.compat.compat(), servers);
     // Room for blocks that are aligned to their size.
     machine.sources = machine.sources.max(MSI_RANGE_START + 2 * options.sources);
     let kick = {
-        let (halts, faults) = (halts.clone(), faults.clone());
+        let (halts, faults, stride) = (halts.clone(), faults.clone(), options.stride);
         move |server: u32| {
-            if !faults.drops_kick(server)
-                && let Some(halt) = halts.get(server as usize)
+            let vcpu = server / stride;
+            if !faults.drops_kick(vcpu)
+                && let Some(halt) = halts.get(vcpu as usize)
             {
                 halt.kick();
             }
@@ -175,7 +177,10 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
         ram: RAM,
         remote: options.remote,
         forward_all: options.forward_all,
-        daemon: options.daemon.clone().map_or_else(own_daemon, Ok)?,
+        daemon: match &options.daemon {
+            Some(path) => path.clone(),
+            None => find_daemon().map_err(Gone)?,
+        },
     };
     let board = Arc::new(Real::start(setup, Arc::new(kick))?);
     let forget = {
@@ -183,15 +188,6 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
         Arc::new(move |server| board.forget_resend(server))
     };
     Ok(with_faults(board, options, faults, forget))
-}
-
-/// The daemon of the same build: examples lie one directory below it.
-fn own_daemon() -> Step<PathBuf> {
-    let own = std::env::current_exe().map_err(io("the own executable"))?;
-    let daemon = own.ancestors().nth(2).map(|dir| dir.join("papr-intc"));
-    daemon.filter(|path| path.exists()).ok_or_else(|| {
-        Gone("no papr-intc beside the example: `cargo build` it, or name it with --daemon".into())
-    })
 }
 
 fn with_faults(
@@ -215,6 +211,7 @@ fn make_platform(
     devices: Arc<Devices>,
     halts: Halts,
     cpus: Vec<Arc<dyn Cpu>>,
+    stride: u32,
 ) -> Arc<Platform> {
     Arc::new(Platform {
         board,
@@ -222,6 +219,7 @@ fn make_platform(
         tally: Arc::new(Tally::default()),
         latencies: cpus.iter().map(|_| Mutex::default()).collect(),
         halts,
+        stride,
         cpus,
         current: Mutex::new(None),
         failure: Mutex::new(None),

@@ -116,6 +116,13 @@ impl Tally {
             .sum()
     }
 
+    /// Changes while the guest does anything at all.
+    pub fn progress(&self) -> u64 {
+        let counters = [&self.configured, &self.empty, &self.repeats, &self.spurious];
+        let others: u64 = counters.iter().map(|c| c.load(Ordering::Relaxed)).sum();
+        self.all_delivered() + others
+    }
+
     /// The controller answered what no controller may answer.
     pub fn wrong(&self, what: String) {
         Self::one(&self.wrongs);

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use papr_intc_frontend::protocol::layout::{self, Compat, Machine};
+pub use papr_intc_frontend::protocol::layout::Compat;
+use papr_intc_frontend::protocol::layout::{self, Machine};
 use papr_intc_frontend::protocol::papr::codes;
 use papr_intc_frontend::protocol::wire::guest::mode;
 use papr_intc_frontend::protocol::wire::handshake::query;
@@ -57,14 +57,19 @@ impl From<Error> for GuestError {
 }
 
 impl DaemonGuest {
-    /// Spawns `daemon` and builds a machine of this shape at compat level `qemu-7.2`.
-    pub fn start(shape: &Shape, way: Way, daemon: &PathBuf) -> Outcome<Box<dyn Guest>> {
+    /// Spawns `daemon` and builds a machine of this shape and compat level.
+    pub fn start(
+        shape: &Shape,
+        compat: Compat,
+        way: Way,
+        daemon: &PathBuf,
+    ) -> Outcome<Box<dyn Guest>> {
         let ic_mode = match shape.ic_mode {
             IcMode::Xics => layout::IcMode::Xics,
             IcMode::Xive => layout::IcMode::Xive,
             IcMode::Dual => layout::IcMode::Dual,
         };
-        let mut machine = Machine::pseries(ic_mode, Compat::Qemu72, shape.servers);
+        let mut machine = Machine::pseries(ic_mode, compat, shape.servers);
         (machine.sources, machine.xics_base) = (Shape::LISNS, Shape::XICS_BASE);
         (machine.esb_base, machine.end_base) = (Shape::ESB_BASE, Shape::END_BASE);
         machine.tima_base = Shape::TIMA_BASE;
@@ -82,7 +87,7 @@ impl DaemonGuest {
         let ram =
             GuestRam::new(&[(0, shape.ram)]).map_err(|e| GuestError(format!("guest RAM: {e}")))?;
         let ram = Arc::new(ram);
-        let launcher = Launcher::spawn(daemon, Vec::new());
+        let launcher = Launcher::spawn(daemon, ["--log-level", "error"].map(Into::into).to_vec());
         let intc = Intc::start(options, launcher, Arc::clone(&ram), Arc::new(|_server| {}))?;
         let mut vcpus = BTreeMap::new();
         for &server in &shape.vcpus {
@@ -190,10 +195,11 @@ impl Guest for DaemonGuest {
     ) -> Outcome<()> {
         self.operation()?;
         let vcpu = self.vcpu(server)?;
-        Ok(match space {
+        match space {
             Space::Esb => vcpu.esb_store(offset, size, value)?,
             Space::Tima => vcpu.tima_store(offset, size, value)?,
-        })
+        }
+        Ok(())
     }
 
     fn pulse(&mut self, lisn: u32) -> Outcome<()> {
@@ -308,48 +314,5 @@ impl Guest for DaemonGuest {
         } else {
             Err(GuestError(format!("no RAM at {gpa:#x}")))
         }
-    }
-}
-
-/// The daemon's binary. Under `cargo run` it is built first, as cargo builds only the example by itself;
-/// otherwise it lies one folder above the examples.
-pub fn find_daemon() -> Result<PathBuf, String> {
-    let exe = std::env::current_exe().map_err(|e| e.to_string())?;
-    let profile = exe.parent().and_then(|examples| examples.parent());
-    let daemon = profile
-        .map(|p| p.join("papr-intc"))
-        .ok_or("this program lies in no folder")?;
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "--package",
-            "papr-intc",
-            "--bin",
-            "papr-intc",
-        ]);
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
-            build
-                .arg("--manifest-path")
-                .arg(PathBuf::from(dir).join("Cargo.toml"));
-        }
-        let built = build
-            .status()
-            .map_err(|e| format!("building the daemon: {e}"))?;
-        if !built.success() {
-            return Err("building the daemon failed".to_owned());
-        }
-    }
-    if daemon.exists() {
-        Ok(daemon)
-    } else {
-        Err(format!(
-            "{} is not there; --daemon names another",
-            daemon.display()
-        ))
     }
 }

@@ -8,6 +8,8 @@
 
 mod daemon_guest;
 mod engine;
+#[path = "../find_daemon/mod.rs"]
+mod find_daemon;
 #[path = "../../tests/model/mod.rs"]
 #[allow(
     dead_code,
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use daemon_guest::{DaemonGuest, Way};
+use daemon_guest::{Compat, DaemonGuest, Way};
 use engine::guest::Start;
 use engine::report::Report;
 use model::rules::Rules;
@@ -67,10 +69,10 @@ fn starter(options: &Options) -> Result<Box<Start<'static>>, String> {
     };
     let daemon = match &options.daemon {
         Some(path) => path.clone(),
-        None => daemon_guest::find_daemon()?,
+        None => find_daemon::find_daemon()?,
     };
     Ok(Box::new(move |shape| {
-        DaemonGuest::start(shape, way, &daemon)
+        DaemonGuest::start(shape, Compat::Qemu72, way, &daemon)
     }))
 }
 

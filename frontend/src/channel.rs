@@ -3,7 +3,7 @@
 //! One request is outstanding at a time. A caller whose daemon dies keeps its turn and its sequence
 //! number, waits for the supervisor to bring the channel up again, and sends the same request with
 //! the REPLAY flag: it runs once (SPEC.md §1.3). Waiting needs no lock of the VMM and ends at
-//! [`Channel::shut`].
+//! `Channel::shut`.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};

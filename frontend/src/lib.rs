@@ -17,6 +17,9 @@
 //! | `io_thread`, `event` | irqfds and kicks |
 //! | `intc`, `vcpu`, `source` | the handles |
 
+// A panic on outside input is a defect of ours; an invariant is stated by `expect`.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod channel;
 pub mod connection;
 mod core;

@@ -10,6 +10,9 @@
 //! `SPEC.md` beside this crate is the text of the same agreement. No I/O happens here, and nothing
 //! but [`layout::mapped`] knows that the words live in a memory mapping.
 
+// A panic on outside input is a defect of ours; an invariant is stated by `expect`.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod layout;
 pub mod papr;
 pub mod plane;

@@ -69,7 +69,9 @@ fn a_level_follows_a_change_of_mode() {
 
 /// In a quiesced machine: what matters is the copy, and devices only record.
 fn two_inputs(mode: Mode, vmm: &'static [bool]) -> Scenario {
-    let daemon = Daemon::new(Who::Daemon(1)).barrier(Work::Cas(other(mode)));
+    let daemon = Daemon::new(Who::Daemon(1))
+        .barrier(Work::Cas(other(mode)))
+        .op("asleep", |_, _| Then::Next);
     let start = Start {
         depth: 1,
         high: !vmm[0],
@@ -174,6 +176,26 @@ fn what_is_recorded_in_a_quiesced_machine_outlives_a_change_of_mode() {
         let why = quiesced_switch(mode, Fault::OneModeReplayed).refute();
         assert!(why.contains("latched for ever"), "{why}");
         quiesced_switch(mode, Fault::None).explore();
+    }
+}
+
+#[test]
+fn a_trigger_is_not_lost_to_barriers_that_are_given_up_or_follow_one_another() {
+    for mode in MODES {
+        let scenario = |name: &str, daemon: Daemon| {
+            Start::of(mode, &[MSI])
+                .scenario(format!("trigger against {name}, {mode:?}"), Fault::None)
+                .thread(daemon.thread)
+                .thread(triggers("device", 1, 2))
+                .at_rest(msi_served)
+                .explore();
+        };
+        let daemon = || Daemon::new(Who::Daemon(1));
+        scenario("a barrier given up", daemon().given_up());
+        let two = daemon()
+            .hurried(Work::Cas(other(mode)))
+            .barrier(Work::Cas(mode));
+        scenario("two barriers without a pause", two);
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
-use papr_intc_protocol::layout::words::source;
+use papr_intc_protocol::layout::words::{cursor, source};
 use papr_intc_protocol::layout::{Machine, Page, Storage};
 use papr_intc_protocol::plane::{Host, Plane};
 use papr_intc_protocol::wire::handshake::*;
@@ -185,6 +185,9 @@ impl<M: QueueMemory + Clone> Control<M> {
             return Err(Refused::Phase("the daemon has been started already"));
         }
         let core = self.memory_core()?;
+        if self.bereaved {
+            core.bury_front_end();
+        }
         let (redone, in_doubt) = core.recover();
         let gate = if core.depth() == 0 {
             Gate::Open
@@ -199,7 +202,10 @@ impl<M: QueueMemory + Clone> Control<M> {
         let resignalled = core.resignal();
         core.memory.set_header(word::START_COUNT, 0);
         let generation = core.memory.generation;
+        // Threads of the VMM may be latching still, if the predecessor died inside a barrier.
+        self.reopening = (gate == Gate::Open).then(|| core.grace());
         self.started = true;
+        self.bereaved = false;
         log::info!("serving: generation {generation}, executor {executor:?}, {redone} redone");
         Ok(StartReply {
             redone,
@@ -272,11 +278,26 @@ impl<M: QueueMemory> Core<M> {
         (1, in_doubt)
     }
 
+    /// The VMM that ran transitions is gone, with all its threads: their epochs are over, their END
+    /// locks free. A forward of theirs runs again; it may queue its event twice.
+    fn bury_front_end(&self) {
+        let (storage, geometry) = (self.plane.storage(), self.plane.geometry());
+        for epoch in 0..geometry.epochs() {
+            // Nobody else is left to write these words; Release as uniform with the owner's store.
+            storage.page(Page::Epoch(epoch)).store(0, Ordering::Release);
+        }
+        for end in 0..geometry.ends() {
+            let cursor = storage.page(Page::EndCursor(end));
+            // AcqRel: takes over what the dead holder stored under the lock.
+            cursor.fetch_and(!cursor::LOCK, Ordering::AcqRel);
+        }
+        self.redo_forwards();
+    }
+
     /// `true` if the operation is complete now, `false` if it never happened.
     fn redo(&self, operation: Operation) -> bool {
         match operation {
             Operation::Queue { end, selector } => {
-                let cursor = papr_intc_protocol::layout::words::cursor::SEL;
                 // Acquire pairs with the commit's Release.
                 end < self.plane.geometry().ends()
                     && (self
@@ -284,7 +305,7 @@ impl<M: QueueMemory> Core<M> {
                         .storage()
                         .page(Page::EndCursor(end))
                         .load(Ordering::Acquire)
-                        & cursor
+                        & cursor::SEL
                         != 0)
                         == selector
             }
@@ -317,18 +338,10 @@ impl<M: QueueMemory> Core<M> {
         redone
     }
 
-    /// After recovery: replay what was latched, evaluate every source, signal every line.
+    /// After recovery: signals every line that is up. What was latched is replayed when the gate has
+    /// opened.
     fn resignal(&self) -> u32 {
         let c = self.controller();
-        if c.state.gate == Gate::Open {
-            let other = match c.state.mode {
-                Mode::Xics => Mode::Xive,
-                Mode::Xive => Mode::Xics,
-            };
-            self.claims()
-                .claimed()
-                .for_each(|lisn| c.replay(lisn, other));
-        }
         let lines = (0..c.geometry.servers()).filter(|s| c.line(*s));
         lines
             .inspect(|server| self.plane.host().kick(*server))

@@ -10,6 +10,7 @@ use papr_intc_protocol::wire::source::*;
 use papr_intc_protocol::wire::vcpu::*;
 use papr_intc_protocol::wire::{MAIN_CHANNEL, REPLAY, Request, RequestHead, Wire};
 
+use super::descriptors::check_eventfd;
 use super::journal::Ticket;
 use super::{Control, Effect, Irqfd, Refused};
 use crate::memory::QueueMemory;
@@ -95,7 +96,8 @@ fn is_kept(code: u32) -> bool {
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
-    /// Serves one request. While [`Self::in_barrier`], only [`Self::poll_barrier`] may be called.
+    /// Serves one request. After one without a reply, only [`Self::poll_barrier`] may be called until it
+    /// has given the answer.
     pub fn serve(&mut self, incoming: Incoming<'_>, now: Instant) -> Result<Served, Refused> {
         self.served += 1;
         let ticket = Ticket {
@@ -116,8 +118,12 @@ impl<M: QueueMemory + Clone> Control<M> {
         }
         let served = self.dispatch(incoming, ticket, now)?;
         if let (true, Some(payload), Ok(core)) = (is_kept(code), &served.reply, self.core()) {
-            core.journal().record(ticket, payload);
-            core.journal().abandon();
+            let journal = core.journal();
+            // What `finish` has recorded stays: taken back for a moment, a kill would run it again.
+            if journal.last(ticket.channel) != ticket.seq {
+                journal.record(ticket, payload);
+                journal.abandon();
+            }
         }
         Ok(served)
     }
@@ -329,28 +335,22 @@ impl<M: QueueMemory + Clone> Control<M> {
                     item.kind
                 )));
             }
-            if item.kind == irqfd_kind::LEVEL && !core.claims().is_lsi(item.lisn) {
-                return Err(Refused::NotLevel(item.lisn));
+            // Without its resamplefd nothing would ever lower the level.
+            if item.kind == irqfd_kind::LEVEL {
+                let what = "level irqfds and resamplefds are not served by this version";
+                return Err(Refused::Unsupported(what));
             }
         }
-        let with_resample = !items.is_empty() && found == 2 * items.len();
-        if found != items.len() && !with_resample {
-            return Err(Refused::Descriptors {
-                found,
-                expected: "one or two for each item",
-            });
+        if found != items.len() {
+            let expected = "one for each item";
+            return Err(Refused::Descriptors { found, expected });
         }
-        if with_resample {
-            return Err(Refused::Unsupported(
-                "resamplefds are not served by this version",
-            ));
-        }
+        fds.iter().try_for_each(check_eventfd)?;
         let pairs = items.iter().zip(fds);
         Ok(pairs
             .map(|(item, trigger)| Irqfd {
                 item: *item,
                 trigger,
-                resample: None,
             })
             .collect())
     }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use papr_intc_protocol::plane::Host;
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuConnectReply};
 
+use super::descriptors::{check_channel, check_eventfd};
 use super::{Control, Core, Effect, Refused};
 use crate::memory::QueueMemory;
 
@@ -70,6 +71,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             .servers
             .iter()
             .try_for_each(|server| core.check_server(*server))?;
+        fds.iter().try_for_each(check_eventfd)?;
         let host = core.plane.host();
         for (server, fd) in connect.servers.iter().zip(fds) {
             host.set_kick(*server, Some(File::from(fd)));
@@ -105,6 +107,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         let core = self.memory_core()?;
         core.check_server(server)?;
         core.check_connected(server)?;
+        check_channel(&socket)?;
         Ok(Effect::AddChannel { server, socket })
     }
 }

@@ -52,20 +52,17 @@ pub(super) fn size(file: &File) -> Result<u64, MemoryError> {
     })
 }
 
-/// The same memory by an open file description of its own: a lock on it is shared with nobody to whom
-/// `file` was or will be passed.
-pub(super) fn reopen(file: &File) -> Result<File, MemoryError> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let opened = File::options().read(true).write(true).open(path);
-    opened.map_err(|source| MemoryError::Os {
+/// Takes the lock of the serving daemon: exclusive, on an open file description of our own, so that it
+/// goes with this process. The description that travels between VMM and daemons is shared by all of
+/// them: a lock on it would exclude nobody, and would last as long as the VMM. The whole file, from 0
+/// to the end. The lock is held as long as the returned file is open.
+pub(super) fn lock(shared: &File) -> Result<File, MemoryError> {
+    let path = format!("/proc/self/fd/{}", shared.as_raw_fd());
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.map_err(|source| MemoryError::Os {
         what: "reopening the memfd",
         source,
-    })
-}
-
-/// Takes the lock of the serving daemon: exclusive, on the open file description, which must be this
-/// process's alone; then it is gone with the process. The whole file, from 0 to the end.
-pub(super) fn lock(file: &File) -> Result<(), MemoryError> {
+    })?;
     let whole = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -73,8 +70,8 @@ pub(super) fn lock(file: &File) -> Result<(), MemoryError> {
         l_len: 0,
         l_pid: 0,
     };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => Ok(()),
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(file),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(MemoryError::Locked),
         Err(e) => Err(os("locking the memfd")(e)),
     }

@@ -99,10 +99,10 @@ pub struct Said {
 
 /// The shared memory of one machine, locked by us.
 pub struct SharedMemory {
-    /// Holds the lock. Never leaves this process: the lock belongs to the open file description.
-    _locked: File,
-    /// The same memory, to be handed out.
-    shared: File,
+    /// The open file description that goes to the VMM.
+    file: File,
+    /// Ours alone: holds the lock.
+    _lock: File,
     /// Its words.
     pub storage: Arc<OwnedStorage>,
     /// Its machine.
@@ -116,10 +116,9 @@ impl SharedMemory {
     /// the state word keeps the gate closed.
     pub fn create(machine: Machine) -> Result<Self, MemoryError> {
         let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
-        let locked = memfd::create(geometry.size())?;
-        memfd::lock(&locked)?;
-        let shared = memfd::reopen(&locked)?;
-        let storage = Arc::new(map_owned(&locked, geometry)?);
+        let file = memfd::create(geometry.size())?;
+        let lock = memfd::lock(&file)?;
+        let storage = Arc::new(map_owned(&file, geometry)?);
         let set = |w, value| {
             // Release: the magic, stored last, publishes the rest to `header::check`.
             storage
@@ -135,8 +134,8 @@ impl SharedMemory {
         machine.write(&storage);
         set(word::MAGIC, header::MAGIC);
         Ok(Self {
-            _locked: locked,
-            shared,
+            file,
+            _lock: lock,
             storage,
             machine,
             generation: 1,
@@ -150,13 +149,12 @@ impl SharedMemory {
         said: Said,
         accept: impl FnOnce(&Machine) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let shared = File::from(fd);
-        memfd::check_seals(&shared)?;
-        let locked = memfd::reopen(&shared)?;
-        memfd::lock(&locked)?;
-        let (machine, geometry) = inspect(&locked, said)?;
+        let file = File::from(fd);
+        memfd::check_seals(&file)?;
+        let lock = memfd::lock(&file)?;
+        let (machine, geometry) = inspect(&file, said)?;
         accept(&machine)?;
-        let storage = Arc::new(map_owned(&locked, geometry)?);
+        let storage = Arc::new(map_owned(&file, geometry)?);
         let raise = |w| {
             // Only the lock's holder writes header words; Release as in `create`.
             storage
@@ -167,8 +165,8 @@ impl SharedMemory {
         let generation = raise(word::GENERATION);
         raise(word::START_COUNT);
         Ok(Self {
-            _locked: locked,
-            shared,
+            file,
+            _lock: lock,
             storage,
             machine,
             generation,
@@ -180,9 +178,9 @@ impl SharedMemory {
         inspect(&File::from(fd), said).map(|(machine, _)| machine)
     }
 
-    /// The memfd, to be handed out: by another open file description than the one that is locked.
+    /// The memfd, to be handed out.
     pub fn file(&self) -> &File {
-        &self.shared
+        &self.file
     }
 
     /// A header word.
@@ -263,7 +261,7 @@ mod tests {
     }
 
     fn dup(memory: &SharedMemory) -> OwnedFd {
-        memory.file().as_fd().try_clone_to_owned().unwrap()
+        memory.file.as_fd().try_clone_to_owned().unwrap()
     }
 
     fn said(generation: u64) -> Said {

@@ -5,12 +5,11 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{
-    AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
-};
-use std::os::fd::AsRawFd;
+use nix::sys::socket::{getsockopt, sockopt};
 
-/// Takes over descriptor `number`, which a parent process left us; it must be a Unix socket. Not
+use crate::control::descriptors::is_stream_socket;
+
+/// Takes over descriptor `number`, which a parent process left us; it must be a Unix stream socket. Not
 /// passed on to children of ours. 0 is the front-end's choice: as standard input the socket reaches
 /// this process and no other that the VMM starts at the same time.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
@@ -27,12 +26,11 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     let check = || -> nix::Result<bool> {
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-        Ok(name.family() == Some(AddressFamily::Unix))
+        is_stream_socket(&fd)
     };
     match check() {
         Ok(true) => Ok(fd),
-        Ok(false) => Err(io::Error::other("not a Unix socket")),
+        Ok(false) => Err(io::Error::other("not a Unix stream socket")),
         Err(e) => {
             // Not ours to close: it may not even be open.
             std::mem::forget(fd);
@@ -41,7 +39,7 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// The socket listens (SO_ACCEPTCONN); otherwise it is connected.
+/// The socket listens (SO_ACCEPTCONN); otherwise it is connected, or useless.
 pub fn is_listening(fd: &OwnedFd) -> io::Result<bool> {
     Ok(getsockopt(fd, sockopt::AcceptConn)?)
 }

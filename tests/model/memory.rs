@@ -22,6 +22,11 @@ impl Memory {
         }
     }
 
+    /// RAM above `size` is gone, or back again as it was.
+    pub fn resize(&mut self, size: u64) {
+        self.size = size;
+    }
+
     /// Whether the whole range is RAM.
     pub fn contains(&self, gpa: u64, len: u64) -> bool {
         gpa.checked_add(len).is_some_and(|end| end <= self.size)

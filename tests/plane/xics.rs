@@ -140,7 +140,7 @@ impl Pair {
     }
 
     fn connected(&self, server: u32) -> bool {
-        self.c().xics.connected(server)
+        self.c().xics.is_connected(server)
     }
 
     fn perform(&mut self, op: &Op) -> Result<(), TestCaseError> {
@@ -209,9 +209,7 @@ impl Pair {
             Op::MachineReset => {
                 let c = self.plane.controller();
                 c.xics.reset();
-                PLAYED
-                    .iter()
-                    .for_each(|n| c.replay(XICS_BASE + n, c.state.mode));
+                PLAYED.iter().for_each(|n| c.replay(XICS_BASE + n));
                 self.model.reset();
             }
         }

@@ -21,6 +21,8 @@ const PLAYED: [u32; 8] = [
     XICS_BASE + 5,
 ];
 const FIRST_LSI: usize = 6;
+/// What is left when memory is taken away: some of the queues lie above.
+const SOME_RAM: u64 = 0x60000;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -65,6 +67,10 @@ enum Op {
         server: u32,
     },
     MachineReset,
+    /// Memory is taken from under the queues, or given back.
+    Ram {
+        there: bool,
+    },
     Quiesced {
         events: Vec<(usize, bool)>,
     },
@@ -170,6 +176,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..SERVERS, any::<bool>()).prop_map(|(server, connected)| Op::Connect { server, connected }),
         4 => (0..SERVERS).prop_map(|server| Op::VcpuReset { server }),
         1 => Just(Op::MachineReset),
+        8 => prop::bool::weighted(0.7).prop_map(|there| Op::Ram { there }),
         20 => prop::collection::vec((n(), any::<bool>()), 0..4).prop_map(|events| Op::Quiesced { events }),
     ]
 }
@@ -266,7 +273,7 @@ impl Pair {
         args[..5].copy_from_slice(&registers);
         let want = self.model.hcall(server, opcode, args);
         let c = self.plane.controller();
-        let ram = |gpa: u64, bytes: u64| gpa.checked_add(bytes).is_some_and(|end| end <= RAM);
+        let ram = |gpa: u64, bytes: u64| self.plane.host().mem.borrow().contains(gpa, bytes);
         let ret = dispatch::local_hcall(&c, server, opcode, &mut args, 0)
             .or_else(|| xive_config::config(&c.xive, opcode, &mut args, &ram));
         prop_assert_eq!((ret, args), (Some(want.0), want.1));
@@ -289,6 +296,11 @@ impl Pair {
                 self.c().xive.vcpu_reset(server);
                 self.model.vcpu_reset(server);
             }
+            Op::Ram { there } => {
+                let size = if there { RAM } else { SOME_RAM };
+                self.plane.host().mem.borrow_mut().resize(size);
+                self.model.mem.resize(size);
+            }
             Op::Quiesced { ref events } => {
                 let claimed = |n: usize| self.c().xive.source_config(PLAYED[n].into()).is_some();
                 let events = events.iter().filter(|e| claimed(e.0));
@@ -300,7 +312,7 @@ impl Pair {
                 PLAYED.iter().for_each(|lisn| c.xive.reset_source(*lisn));
                 (0..c.geometry.ends()).for_each(|end| c.xive.reset_end(end));
                 (0..SERVERS).for_each(|server| c.xive.vcpu_reset(server));
-                PLAYED.iter().for_each(|lisn| c.replay(*lisn, c.state.mode));
+                PLAYED.iter().for_each(|lisn| c.replay(*lisn));
                 self.model.reset();
                 self.model.cas(&CHOOSE_XIVE);
             }
@@ -396,6 +408,7 @@ fn run(compat: Compat, ops: &[Op]) -> Result<(), TestCaseError> {
             | Op::Connect { .. }
             | Op::VcpuReset { .. }
             | Op::MachineReset
+            | Op::Ram { .. }
             | Op::Quiesced { .. } => {
                 pair.configure(op);
             }

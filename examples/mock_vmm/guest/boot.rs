@@ -72,7 +72,12 @@ fn poll_interrupts(
         }
         let lisn = devices.sources[i].lisn();
         call(cpu, tally, opcode::H_CPPR, &[0xff])?;
-        rtas(cpu, tally, RtasCall::SetXive, &[lisn, me, 5])?;
+        rtas(
+            cpu,
+            tally,
+            RtasCall::SetXive,
+            &[lisn, me * platform.stride, 5],
+        )?;
         rtas(cpu, tally, RtasCall::IntOn, &[lisn])?;
         devices.send(i, 1)?;
         let xirr = call(cpu, tally, opcode::H_XIRR, &[0xff])?[0];
@@ -143,8 +148,8 @@ pub fn start_kernel(kernel: Arc<Kernel>, me: u32, rng: Rng) -> Step<Core> {
         core.chip.startup(irq, &mut state)?;
         state.started = true;
     }
-    for server in (0..platform.cpus.len() as u32).filter(|s| *s != me) {
-        hotplug::bring_on(&mut core, server)?;
+    for other in (0..platform.cpus.len() as u32).filter(|s| *s != me) {
+        hotplug::bring_on(&mut core, other)?;
     }
     for irq in &kernel.irqs {
         let topology = kernel.online();

@@ -19,7 +19,7 @@ pub enum Vector {
 /// A driver.
 pub trait Chip: Send {
     /// Before another vCPU is started: what must exist for it.
-    fn prepare(&mut self, server: u32) -> Step;
+    fn prepare(&mut self, vcpu: u32) -> Step;
     /// The vCPU opens itself for interrupts.
     fn open(&mut self) -> Step;
     /// An interrupt entry: what for. `None`: nothing there.

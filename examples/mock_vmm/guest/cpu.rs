@@ -35,7 +35,7 @@ pub enum Left {
 
 /// What a vCPU has at hand.
 pub struct Core {
-    /// Its index, which is its server number.
+    /// Its index.
     pub me: u32,
     /// The machine.
     pub platform: Arc<Platform>,

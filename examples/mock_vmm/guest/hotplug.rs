@@ -18,9 +18,9 @@ pub fn change(core: &mut Core) -> Step {
     let off = topology.on.iter().position(|on| !on);
     let victim = topology.pick(&mut core.rng, Some(core.me));
     match (off, victim) {
-        (Some(server), _) => {
+        (Some(vcpu), _) => {
             drop(topology);
-            bring_on(core, server as u32)
+            bring_on(core, vcpu as u32)
         }
         (None, Some(victim)) => {
             let mail = &kernel.mail[victim as usize];
@@ -33,18 +33,18 @@ pub fn change(core: &mut Core) -> Step {
 }
 
 /// Prepares a stopped vCPU and starts it.
-pub fn bring_on(core: &mut Core, server: u32) -> Step {
+pub fn bring_on(core: &mut Core, vcpu: u32) -> Step {
     let kernel = core.kernel.clone();
     let mut topology = kernel
         .topology
         .write()
         .unwrap_or_else(PoisonError::into_inner);
-    if kernel.ending.load(Ordering::Acquire) || topology.on[server as usize] {
+    if kernel.ending.load(Ordering::Acquire) || topology.on[vcpu as usize] {
         return Ok(());
     }
-    core.chip.prepare(server)?;
-    topology.on[server as usize] = true;
-    core.platform.halts[server as usize].start(Role::Secondary(kernel.clone()));
+    core.chip.prepare(vcpu)?;
+    topology.on[vcpu as usize] = true;
+    core.platform.halts[vcpu as usize].start(Role::Secondary(kernel.clone()));
     Tally::one(&core.tally().cpu_on);
     Ok(())
 }

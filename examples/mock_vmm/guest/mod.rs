@@ -191,6 +191,8 @@ pub struct Platform {
     pub tally: Arc<Tally>,
     /// One sleeping place per vCPU.
     pub halts: Arc<Vec<Halt<Role>>>,
+    /// Distance of server numbers.
+    pub stride: u32,
     /// The vCPUs' ways to the controller, by index.
     pub cpus: Vec<Arc<dyn Cpu>>,
     /// The kernel that runs now.
@@ -289,6 +291,11 @@ impl Kernel {
         }
     }
 
+    /// Server number of a vCPU.
+    pub fn server(&self, vcpu: u32) -> u32 {
+        vcpu * self.platform.stride
+    }
+
     /// Counters.
     pub fn tally(&self) -> &Tally {
         &self.platform.tally
@@ -322,13 +329,13 @@ impl Kernel {
 
     /// The queue of a vCPU: its address and log2 size. Every second one is a single 4 KiB page, so
     /// that queues wrap.
-    pub fn queue_of(&self, server: u32) -> (u64, u32) {
-        let order = if (u64::from(server) + self.number) % 2 == 1 {
+    pub fn queue_of(&self, vcpu: u32) -> (u64, u32) {
+        let order = if (u64::from(vcpu) + self.number) % 2 == 1 {
             16
         } else {
             12
         };
-        (QUEUES + u64::from(server) * 0x1_0000, order)
+        (QUEUES + u64::from(vcpu) * 0x1_0000, order)
     }
 }
 

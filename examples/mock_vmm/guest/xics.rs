@@ -55,7 +55,8 @@ impl Xics {
         Ok(())
     }
 
-    fn set_mfrr(&self, server: u32, mfrr: u8) -> Step {
+    fn set_mfrr(&self, vcpu: u32, mfrr: u8) -> Step {
+        let server = self.kernel.server(vcpu);
         self.call(opcode::H_IPI, &[u64::from(server), u64::from(mfrr)])?;
         Ok(())
     }
@@ -82,7 +83,8 @@ impl Xics {
         }
     }
 
-    fn set_xive(&self, lisn: u32, server: u32, priority: u8) -> Step {
+    fn set_xive(&self, lisn: u32, vcpu: u32, priority: u8) -> Step {
+        let server = self.kernel.server(vcpu);
         self.rtas(RtasCall::SetXive, &[lisn, server, u32::from(priority)], 1)?;
         Ok(())
     }
@@ -101,7 +103,7 @@ impl Xics {
 }
 
 impl Chip for Xics {
-    fn prepare(&mut self, _server: u32) -> Step {
+    fn prepare(&mut self, _vcpu: u32) -> Step {
         Ok(())
     }
 
@@ -120,7 +122,7 @@ impl Chip for Xics {
             n => match self.kernel.by_lisn.get(&n) {
                 Some(&i) => (Vector::Irq(i), IRQ_PRIORITY),
                 None => {
-                    // Nobody's: mask it and give the raw value back.
+                    // No kernel of this run has that number. The raw value goes back.
                     self.tally().wrong(format!("XISR {n:#x} is nobody's"));
                     self.call(opcode::H_EOI, &[xirr])?;
                     return Ok(None);
@@ -190,11 +192,11 @@ impl Chip for Xics {
 
     fn check(&mut self, irq: &Irq, state: &IrqState) -> Step {
         let got = self.get_xive(irq.lisn)?;
-        if got != (state.target, u32::from(IRQ_PRIORITY)) {
+        if got != (self.kernel.server(state.target), u32::from(IRQ_PRIORITY)) {
             let what = format!("source {:#x} is at {got:x?}, not {state:?}", irq.lisn);
             self.tally().wrong(what);
         }
-        self.call(opcode::H_IPOLL, &[u64::from(self.me)])?;
+        self.call(opcode::H_IPOLL, &[u64::from(self.kernel.server(self.me))])?;
         Ok(())
     }
 

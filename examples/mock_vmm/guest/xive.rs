@@ -127,7 +127,8 @@ impl Xive {
         })
     }
 
-    fn set_source(&self, lisn: u32, target: u32, priority: u64, eisn: u64) -> Step {
+    fn set_source(&self, lisn: u32, vcpu: u32, priority: u64, eisn: u64) -> Step {
+        let target = self.kernel.server(vcpu);
         let args = [2, u64::from(lisn), u64::from(target), priority, eisn];
         self.must(opcode::H_INT_SET_SOURCE_CONFIG, &args)?;
         Ok(())
@@ -174,17 +175,17 @@ impl Xive {
         (index < self.kernel.irqs.len()).then_some(Vector::Irq(index))
     }
 
-    fn fill_queue(&self, server: u32, value: u32) {
-        let (gpa, order) = self.kernel.queue_of(server);
+    fn fill_queue(&self, vcpu: u32, value: u32) {
+        let (gpa, order) = self.kernel.queue_of(vcpu);
         self.kernel.platform.board.ram_fill(gpa, 1 << order, value);
-        let freed = &self.kernel.freed_queues[server as usize];
+        let freed = &self.kernel.freed_queues[vcpu as usize];
         freed.store(value == POISON, Ordering::Relaxed);
     }
 
     /// Nothing may have written a queue after it was taken away.
-    fn check_poison(&self, server: u32) {
-        let (gpa, order) = self.kernel.queue_of(server);
-        let freed = self.kernel.freed_queues[server as usize].load(Ordering::Relaxed);
+    fn check_poison(&self, vcpu: u32) {
+        let (gpa, order) = self.kernel.queue_of(vcpu);
+        let freed = self.kernel.freed_queues[vcpu as usize].load(Ordering::Relaxed);
         if freed
             && !self
                 .kernel
@@ -192,26 +193,27 @@ impl Xive {
                 .board
                 .ram_is_filled(gpa, 1 << order, POISON)
         {
-            let what = format!("the queue of vCPU {server} was written after it was freed");
+            let what = format!("the queue of vCPU {vcpu} was written after it was freed");
             self.tally().wrong(what);
         }
     }
 }
 
 impl Chip for Xive {
-    fn prepare(&mut self, server: u32) -> Step {
-        self.check_poison(server);
-        self.fill_queue(server, 0);
-        let (gpa, order) = self.kernel.queue_of(server);
+    fn prepare(&mut self, vcpu: u32) -> Step {
+        self.check_poison(vcpu);
+        self.fill_queue(vcpu, 0);
+        let (gpa, order) = self.kernel.queue_of(vcpu);
+        let server = self.kernel.server(vcpu);
         let target = u64::from(server);
         self.must(opcode::H_INT_GET_QUEUE_INFO, &[0, target, PRIORITY])?;
         let args = [1, target, PRIORITY, gpa, u64::from(order)];
         self.must(opcode::H_INT_SET_QUEUE_CONFIG, &args)?;
-        // IPIs are the first numbers, one for each vCPU.
+        // IPIs are the first numbers, one for each server.
         let ipi = self.source_info(server)?;
-        self.set_source(server, server, PRIORITY, u64::from(IPI_EISN))?;
+        self.set_source(server, vcpu, PRIORITY, u64::from(IPI_EISN))?;
         self.load(&ipi, esb::SET_PQ_00)?;
-        *self.kernel.ipis[server as usize]
+        *self.kernel.ipis[vcpu as usize]
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = ipi;
         Ok(())
@@ -339,7 +341,8 @@ impl Chip for Xive {
             &args,
         )?;
         let eisn = u64::from(FIRST_EISN) + irq.index as u64;
-        if out[..3] != [u64::from(state.target), PRIORITY, eisn] {
+        let server = u64::from(self.kernel.server(state.target));
+        if out[..3] != [server, PRIORITY, eisn] {
             let what = format!(
                 "source {:#x} is at {:x?}, not {state:?}",
                 irq.lisn,
@@ -385,8 +388,9 @@ impl Chip for Xive {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         self.load(&ipi, esb::SET_PQ_01)?;
-        self.set_source(self.me, 0, 0xff, NO_EISN)?;
-        let args = [0, u64::from(self.me), PRIORITY, 0, 0];
+        let server = self.kernel.server(self.me);
+        self.set_source(server, 0, 0xff, NO_EISN)?;
+        let args = [0, u64::from(server), PRIORITY, 0, 0];
         self.must(opcode::H_INT_SET_QUEUE_CONFIG, &args)?;
         self.fill_queue(self.me, POISON);
         self.scan = false;

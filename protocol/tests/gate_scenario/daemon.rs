@@ -100,13 +100,6 @@ fn at_the_gate(who: Who, work: Work) {
     }
 }
 
-fn other(mode: Mode) -> Mode {
-    match mode {
-        Mode::Xics => Mode::Xive,
-        Mode::Xive => Mode::Xics,
-    }
-}
-
 /// A daemon's thread, and how many operations it has.
 pub struct Daemon {
     pub thread: Thread,
@@ -139,13 +132,45 @@ impl Daemon {
     pub fn latch(self) -> Self {
         self.op("latch", |cx, who| {
             set_gate(Gate::Latch);
-            // Where devices latch from now on, for a fault in "replay".
-            cx.set_local(0, u64::from(State::read(&Words).mode == Mode::Xive));
             if FAULT.get() != Fault::WorkEarly {
                 grace(cx, who);
             }
             Then::Next
         })
+    }
+
+    /// A barrier whose deadline passes at once: the gate as it was, and the replay when nobody latches
+    /// any more (`give_up`, `reopen`, `poll_reopening`).
+    pub fn given_up(self) -> Self {
+        let after = self.operations + 2;
+        self.op("latch, give up", move |cx, who| {
+            set_gate(Gate::Latch);
+            if depth() != 0 {
+                return Then::Goto(after);
+            }
+            set_gate(Gate::Open);
+            grace(cx, who);
+            Then::Next
+        })
+        .op("replay", |cx, who| {
+            cx.ghost(|g| g[REPLAYING] = 1);
+            replay_all(&plane(who).controller());
+            Then::Next
+        })
+    }
+
+    /// A barrier that answers before everybody who latched has left; the next one follows.
+    pub fn hurried(self, work: Work) -> Self {
+        self.latch()
+            .op("work", move |cx, who| {
+                cx.ghost(|g| g[ALONE] = 1);
+                at_the_gate(who, work);
+                Then::Next
+            })
+            .op("open", |_, _| {
+                set_gate(Gate::Open);
+                Then::Next
+            })
     }
 
     /// One barrier: four operations.
@@ -171,12 +196,7 @@ impl Daemon {
                 cx.ghost(|g| g[REPLAYING] = 1);
                 let plane = plane(who);
                 let c = plane.controller();
-                let from = if FAULT.get() == Fault::OneModeReplayed {
-                    [Mode::Xics, Mode::Xive][cx.local(0) as usize]
-                } else {
-                    other(c.state.mode)
-                };
-                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, from));
+                replay_all(&c);
                 Then::Next
             })
     }
@@ -214,19 +234,10 @@ impl Daemon {
             cx.wait(|| word(Key::Stopped(DAEMON)).load(Relaxed) != 0);
             Then::Next
         })
-        .op("latch", |cx, who| {
-            if FAULT.get() != Fault::StartAtOnce {
-                set_gate(Gate::Latch);
-                grace(cx, who);
-            }
-            Then::Next
-        })
-        .op("recover", move |cx, who| {
-            let shipped = FAULT.get() != Fault::StartAtOnce;
-            cx.ghost(|g| g[ALONE] = shipped.into());
+        .op("recover", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            if shipped || c.state.executor == Executor::Daemon {
+            if c.state.executor == Executor::Daemon {
                 redo_forwards(&c);
             }
             if depth() == 0 && c.state.mode == Mode::Xics {
@@ -247,7 +258,7 @@ impl Daemon {
                 executor,
                 ..State::read(&Words)
             });
-            if depth() != 0 {
+            if gate == Gate::Latch {
                 return Then::Finish;
             }
             if FAULT.get() != Fault::StartAtOnce {
@@ -256,11 +267,19 @@ impl Daemon {
             Then::Next
         })
         .op("replay", |_, who| {
-            let plane = plane(who);
-            let c = plane.controller();
-            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, other(c.state.mode)));
+            replay_all(&plane(who).controller());
             Then::Next
         })
+    }
+}
+
+fn replay_all(c: &At<'_>) {
+    for lisn in claimed(Table::Claimed) {
+        match (FAULT.get(), c.state.mode) {
+            (Fault::OneModeReplayed, Mode::Xics) => c.xics.replay(lisn),
+            (Fault::OneModeReplayed, Mode::Xive) => c.xive.replay(lisn),
+            _ => c.replay(lisn),
+        }
     }
 }
 

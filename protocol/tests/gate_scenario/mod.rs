@@ -74,9 +74,9 @@ pub enum Fault {
     ReplayEarly,
     /// `copy_levels` takes its first look for the second.
     CopyOnce,
-    /// It replays only what was recorded in the mode that the barrier found.
+    /// It replays what was recorded in the words of the active controller.
     OneModeReplayed,
-    /// START opens the gate and replays at once, and leaves forwards that a dead daemon counted.
+    /// START opens the gate and replays at once.
     StartAtOnce,
 }
 

@@ -1,0 +1,665 @@
+//! Every PAPR message: with good arguments, and with each of the errors of SPEC.md chapter 1.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use nix::libc;
+use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
+use papr_intc_protocol::wire::guest::*;
+use papr_intc_protocol::wire::handshake::*;
+use papr_intc_protocol::wire::machine::*;
+use papr_intc_protocol::wire::source::*;
+use papr_intc_protocol::wire::vcpu::*;
+use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
+
+use crate::harness::Daemon;
+use crate::harness::client::{self, Client, errno};
+use crate::harness::guest::*;
+
+const LISN: u32 = 0x1300;
+
+/// A daemon that has heard HELLO and nothing else.
+fn greeted() -> (Daemon, Client) {
+    let (daemon, socket) = Daemon::connected(&[]);
+    let client = Client::new(socket);
+    client.hello();
+    (daemon, client)
+}
+
+#[test]
+fn hello_tells_versions_limits_and_state() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let hello = main.hello();
+    assert_eq!(
+        (hello.protocol, hello.layout, hello.verdict),
+        (1, 1, verdict::MAP)
+    );
+    assert_eq!(
+        (hello.max_body, hello.max_fds),
+        (MAX_BODY as u32, MAX_FDS as u32)
+    );
+    assert_eq!((hello.max_sources, hello.max_servers), (1 << 20, 4096));
+    assert_eq!((hello.state, hello.generation), (state::COLD, 0));
+    set_machine(&main, &machine()).unwrap();
+    assert_eq!(main.hello().state, state::WANTS_MEMORY);
+    get_shm(&main).unwrap();
+    start(&main, executor::DAEMON).unwrap();
+    let hello = main.hello();
+    assert_eq!((hello.state, hello.generation), (state::SERVING, 1));
+}
+
+#[test]
+fn hello_without_a_common_version_is_refused_with_both_ranges() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    for (min, max) in [(2, 9), (0, 0), (9, 2)] {
+        let refused = main.call(&Hello {
+            protocol_min: min,
+            protocol_max: max,
+            ..client::hello()
+        });
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.errno, libc::EPROTONOSUPPORT);
+        assert!(
+            refused.text.contains(&format!("{min} to {max}")),
+            "{}",
+            refused.text
+        );
+        let refused = main.call(&Hello {
+            layout_min: min,
+            layout_max: max,
+            ..client::hello()
+        });
+        assert_eq!(errno(refused), libc::EPROTONOSUPPORT);
+    }
+    let demoted = main.call(&Hello {
+        plane_abi: 9,
+        ..client::hello()
+    });
+    assert_eq!(demoted.unwrap().verdict, verdict::DEMOTE);
+}
+
+#[test]
+fn set_machine_takes_a_machine_once() {
+    let (_daemon, main) = greeted();
+    let words = machine().to_words();
+    for (at, word) in [
+        (0, 0),
+        (1, 0),
+        (1, u64::MAX),
+        (2, u64::MAX),
+        (0, words[0] | 1 << 60),
+    ] {
+        let mut bad = words;
+        bad[at] = word;
+        assert_eq!(
+            errno(main.call(&SetMachine { words: bad })),
+            libc::EINVAL,
+            "{at}"
+        );
+    }
+    let private = Machine {
+        ram_shared: false,
+        ..machine()
+    };
+    assert_eq!(errno(set_machine(&main, &private)), libc::ENOTSUP);
+    assert_eq!(set_machine(&main, &machine()).unwrap().words, words);
+    assert_eq!(set_machine(&main, &machine()).unwrap().words, words);
+    let other = Machine {
+        servers: 5,
+        ..machine()
+    };
+    let refused = set_machine(&main, &other).unwrap_err();
+    assert_eq!(refused.errno, libc::EEXIST);
+    for part in ["servers", "4", "5"] {
+        assert!(refused.text.contains(part), "{}", refused.text);
+    }
+}
+
+#[test]
+fn the_command_line_fixes_the_machine() {
+    for (args, field) in [
+        (["--ic-mode", "xics"], "ic"),
+        (["--compat", "qemu-7.2"], "compat"),
+        (["--servers", "9"], "servers"),
+        (["--sources", "4096"], "sources"),
+    ] {
+        let (_daemon, socket) = Daemon::connected(&args);
+        let main = Client::new(socket);
+        main.hello();
+        let refused = set_machine(&main, &machine()).unwrap_err();
+        assert_eq!(refused.errno, libc::EEXIST);
+        assert!(refused.text.contains(field), "{}", refused.text);
+    }
+    let args = [
+        "--ic-mode",
+        "dual",
+        "--compat",
+        "papr-1",
+        "--servers",
+        "4",
+        "--sources",
+        "8192",
+    ];
+    let (_daemon, socket) = Daemon::connected(&args);
+    let main = Client::new(socket);
+    main.hello();
+    set_machine(&main, &machine()).unwrap();
+}
+
+#[test]
+fn the_largest_machine_starts() {
+    let (_daemon, main) = greeted();
+    let largest = Machine {
+        sources: 1 << 20,
+        servers: 4096,
+        ..machine()
+    };
+    set_machine(&main, &largest).unwrap();
+    let (info, shm) = get_shm(&main).unwrap();
+    assert_eq!(shm.metadata().unwrap().len(), info.size);
+    start(&main, executor::FRONT_END).unwrap();
+    main.ping();
+}
+
+#[test]
+fn get_shm_gives_the_same_memory_again() {
+    use std::os::unix::fs::MetadataExt;
+    let (_daemon, main) = greeted();
+    assert_eq!(errno(get_shm(&main).map(|(info, _)| info)), libc::EINVAL);
+    set_machine(&main, &machine()).unwrap();
+    let (info, first) = get_shm(&main).unwrap();
+    let (again, second) = get_shm(&main).unwrap();
+    assert_eq!(info, again);
+    let file = |f: &std::fs::File| f.metadata().map(|m| (m.dev(), m.ino())).unwrap();
+    assert_eq!(file(&first), file(&second));
+    assert_eq!(info.size, info.tables_size + info.pages_size);
+    assert_eq!(info.size, first.metadata().unwrap().len());
+    first.set_len(4096).expect_err("sealed");
+}
+
+#[test]
+fn start_needs_memory_and_an_executor_and_happens_once() {
+    let (_daemon, main) = greeted();
+    assert_eq!(errno(start(&main, executor::DAEMON)), libc::EINVAL);
+    set_machine(&main, &machine()).unwrap();
+    assert_eq!(errno(start(&main, executor::DAEMON)), libc::EINVAL);
+    get_shm(&main).unwrap();
+    for executor in [executor::KEEP, 3, u32::MAX] {
+        assert_eq!(errno(start(&main, executor)), libc::EINVAL);
+    }
+    let started = start(&main, executor::DAEMON).unwrap();
+    assert_eq!((started.redone, started.in_doubt), (0, 0));
+    assert_eq!(errno(start(&main, executor::DAEMON)), libc::EINVAL);
+}
+
+#[test]
+fn what_needs_a_started_machine_is_refused_before_start() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let guest = Guest::prepare(socket, machine());
+    let main = &guest.main;
+    let refused = [
+        errno(main.call(&hcall(0, opcode::H_XIRR, &[]))),
+        errno(main.call(&rtas(RtasCall::IntOn as u32, &[LISN], 1))),
+        errno(main.call(&tima_load(0, 0x2_0010, 8))),
+        errno(main.call(&cas(0, 0))),
+        errno(main.call(&claim(LISN, 1, 0))),
+        errno(main.call(&Free {
+            first: LISN,
+            count: 1,
+        })),
+        errno(main.call(&Sync { lisn: ALL, zero: 0 })),
+        errno(main.call(&VcpuReset { server: 0, zero: 0 })),
+        errno(main.call(&VcpuDisconnect { server: 0, zero: 0 })),
+        errno(main.call(&VcpuLine { server: 0, zero: 0 })),
+        errno(main.call(&MachineReset { flags: 0, zero: 0 })),
+        errno(main.call(&Quiesce {
+            deadline_ms: 1,
+            zero: 0,
+        })),
+        errno(main.call(&Resume {
+            executor: 0,
+            zero: 0,
+        })),
+    ];
+    assert_eq!(refused, [libc::EINVAL; 13]);
+    start(main, executor::DAEMON).unwrap();
+    main.call(&VcpuLine { server: 0, zero: 0 }).unwrap();
+}
+
+#[test]
+fn ping_last_and_log_level_answer() {
+    let (_daemon, guest) = Guest::new(machine());
+    let main = &guest.main;
+    let first = main.call(&Ping { cookie: u64::MAX }).unwrap();
+    let second = main.call(&Ping { cookie: 0 }).unwrap();
+    assert_eq!((first.cookie, second.cookie), (u64::MAX, 0));
+    assert_eq!(second.served, first.served + 1);
+
+    guest.must(0, opcode::H_CPPR, &[0xff]);
+    let seq = main.last_seq();
+    let last = |channel| main.call(&Last { channel, zero: 0 });
+    assert_eq!(last(0).unwrap().seq, seq);
+    assert_eq!(last(4).unwrap().seq, 0);
+    assert_eq!(
+        (errno(last(5)), errno(last(u32::MAX))),
+        (libc::ENOENT, libc::ENOENT)
+    );
+
+    let level = |text: &str| {
+        let filter = Text(text.into());
+        main.call(&SetLogLevel { filter })
+    };
+    for good in ["off", "error", "warn", "info", "debug", "trace", "warn"] {
+        level(good).unwrap();
+    }
+    for bad in ["", "loud", "warn,papr=info"] {
+        assert_eq!(errno(level(bad)), libc::EINVAL, "{bad}");
+    }
+}
+
+#[test]
+fn vcpus_connect_and_their_errors() {
+    let (_daemon, guest) = Guest::new(machine());
+    let main = &guest.main;
+    let connect = |servers: &[u32], fds: usize| {
+        let fds: Vec<_> = (0..fds).map(|_| eventfd()).collect();
+        let request = VcpuConnect {
+            servers: servers.to_vec(),
+        };
+        let answer = main.call_fds(&request, &client::borrow(&fds));
+        answer.map(|(reply, _)| (reply.connected, fds))
+    };
+    assert_eq!(errno(connect(&[4], 1)), libc::ERANGE);
+    assert_eq!(errno(connect(&[0, u32::MAX], 0)), libc::ERANGE);
+    assert_eq!(errno(connect(&[0, 1], 1)), libc::EPROTO);
+    assert_eq!(errno(connect(&[0], 2)), libc::EPROTO);
+    assert_eq!(errno(connect(&[], 1)), libc::EPROTO);
+    assert_eq!(connect(&[], 0).unwrap().0, 4);
+    assert_eq!(connect(&[0, 0], 0).unwrap().0, 4);
+
+    // Another eventfd takes the place of the first.
+    guest.must(1, opcode::H_CPPR, &[0xff]);
+    let (_, fds) = connect(&[1], 1).unwrap();
+    assert!(was_kicked(&fds[0]), "looks once more");
+    was_kicked(&guest.kicks[1]);
+    guest.must(0, opcode::H_IPI, &[1, 4]);
+    assert!(was_kicked(&fds[0]) && !was_kicked(&guest.kicks[1]));
+}
+
+#[test]
+fn vcpus_go_and_come_back() {
+    let (_daemon, guest) = Guest::new(machine());
+    let main = &guest.main;
+    guest.must(1, opcode::H_CPPR, &[0xff]);
+    main.call(&VcpuDisconnect { server: 1, zero: 0 }).unwrap();
+    let gone = [
+        errno(main.call(&VcpuDisconnect { server: 1, zero: 0 })),
+        errno(main.call(&VcpuReset { server: 1, zero: 0 })),
+        errno(main.call(&VcpuLine { server: 1, zero: 0 })),
+        errno(main.call(&hcall(1, opcode::H_XIRR, &[]))),
+        errno(main.call(&rtas_of(1))),
+        errno(main.call(&tima_load(1, 0x2_0010, 8))),
+        errno(main.call(&cas(1, 0))),
+    ];
+    assert_eq!(gone, [libc::ENOENT; 7]);
+    assert_eq!(guest.hcall(0, opcode::H_IPI, &[1, 4]).0, ret::H_PARAMETER);
+    for server in [4, u32::MAX] {
+        let far = main.call(&VcpuLine { server, zero: 0 });
+        assert_eq!(errno(far), libc::ENOENT);
+    }
+    guest.connect_all();
+    assert_eq!(
+        guest.must(1, opcode::H_XIRR, &[]),
+        0,
+        "as after reset: CPPR 0"
+    );
+    guest.must(1, opcode::H_CPPR, &[0xff]);
+    main.call(&VcpuReset { server: 1, zero: 0 }).unwrap();
+    assert_eq!(guest.must(1, opcode::H_XIRR, &[]), 0);
+}
+
+fn rtas_of(server: u32) -> Rtas {
+    Rtas {
+        server,
+        ..rtas(RtasCall::GetXive as u32, &[LISN], 3)
+    }
+}
+
+#[test]
+fn claims_are_granted_whole_or_refused_whole() {
+    let (_daemon, guest) = Guest::new(machine());
+    let main = &guest.main;
+    main.call(&claim(LISN, 4, claim_flag::MSI)).unwrap();
+    let taken = main.call(&claim(LISN - 2, 4, claim_flag::LSI)).unwrap_err();
+    assert_eq!(taken.errno, libc::EBUSY);
+    assert!(taken.text.contains("0x1300"), "{}", taken.text);
+    for (first, count) in [
+        (0, 1),
+        (0xfff, 2),
+        (0x1fff, 2),
+        (0x2000, 1),
+        (0x1000, u32::MAX),
+    ] {
+        assert_eq!(
+            errno(main.call(&claim(first, count, 0))),
+            libc::ERANGE,
+            "{first:#x}"
+        );
+    }
+    for (count, flags) in [(0, 0), (1, 3), (1, 4)] {
+        let refused = main.call(&claim(LISN + 8, count, flags));
+        assert_eq!(errno(refused), libc::EINVAL);
+    }
+    let any = |count, align, low, high| {
+        let request = Claim {
+            first: ANY,
+            count,
+            align,
+            flags: claim_flag::MSI,
+            low,
+            high,
+        };
+        main.call(&request).map(|reply| reply.first)
+    };
+    assert_eq!(any(4, 4, 0x1300, 0x1320).unwrap(), 0x1304);
+    assert_eq!(any(16, 16, 0x1300, 0x1320).unwrap(), 0x1310);
+    assert_eq!(errno(any(16, 16, 0x1300, 0x1320)), libc::ENOSPC);
+    assert_eq!(errno(any(u32::MAX, 1, 0x1300, 0x1320)), libc::ENOSPC);
+    assert_eq!(errno(any(1, 1 << 31, 0x1300, 0x1320)), libc::ENOSPC);
+    for (align, low, high, expected) in [
+        (0, 0x1300, 0x1320, libc::EINVAL),
+        (3, 0x1300, 0x1320, libc::EINVAL),
+        (1, 0x1320, 0x1320, libc::EINVAL),
+        (1, 0x1321, 0x1320, libc::EINVAL),
+        (1, 0, 0x2000, libc::ERANGE),
+        (1, 0x1300, u32::MAX, libc::ERANGE),
+    ] {
+        assert_eq!(errno(any(1, align, low, high)), expected);
+    }
+
+    let free = |first, count| main.call(&Free { first, count });
+    assert_eq!(errno(free(LISN - 1, 2)), libc::ENOENT);
+    assert_eq!(errno(free(0x1ffe, 2)), libc::ENOENT);
+    assert_eq!(errno(free(0, 1)), libc::ERANGE);
+    assert_eq!(errno(free(0x1000, u32::MAX)), libc::ERANGE);
+    free(LISN, 4).unwrap();
+    assert_eq!(errno(free(LISN, 4)), libc::ENOENT);
+    main.call(&claim(LISN - 2, 4, claim_flag::LSI)).unwrap();
+}
+
+#[test]
+fn sources_are_triggered_levelled_and_synced_and_their_errors() {
+    let (_daemon, guest) = Guest::new(machine());
+    let main = &guest.main;
+    let (msi, lsi) = (LISN, LISN + 1);
+    guest.claim_msi(msi);
+    guest.claim_lsi(lsi);
+    let trigger = |lisn| main.call(&Trigger { lisn, zero: 0 });
+    let level = |lisn, level| main.call(&SetLevel { lisn, level });
+    let sync = |lisn| main.call(&Sync { lisn, zero: 0 });
+    for lisn in [msi, lsi] {
+        trigger(lisn).unwrap();
+        sync(lisn).unwrap();
+    }
+    level(lsi, 1).unwrap();
+    level(lsi, 0).unwrap();
+    sync(ALL).unwrap();
+    for lisn in [LISN + 2, 0x2000, ALL - 1] {
+        assert_eq!(errno(trigger(lisn)), libc::ENOENT);
+        assert_eq!(errno(level(lisn, 1)), libc::ENOENT);
+        assert_eq!(errno(sync(lisn)), libc::ENOENT);
+    }
+    assert_eq!(errno(trigger(ALL)), libc::ENOENT);
+    assert_eq!(errno(level(msi, 1)), libc::EINVAL);
+    assert_eq!(errno(level(lsi, 2)), libc::EINVAL);
+}
+
+#[test]
+fn irqfds_are_set_as_a_whole_batch_or_not_at_all() {
+    let (daemon, guest) = Guest::new(machine());
+    guest.claim_msi(LISN);
+    guest.claim_lsi(LISN + 1);
+    let before = daemon.fds();
+    let item = |lisn, kind| IrqfdItem {
+        lisn,
+        kind,
+        input: 0,
+        zero: 0,
+    };
+    let (edge, level) = (irqfd_kind::EDGE, irqfd_kind::LEVEL);
+    let set = |items: &[IrqfdItem], fds: usize| {
+        let fds: Vec<_> = (0..fds).map(|_| eventfd()).collect();
+        let request = SetIrqfds {
+            items: items.to_vec(),
+        };
+        let answer = guest.main.call_fds(&request, &client::borrow(&fds));
+        answer.map(|_| ())
+    };
+    let good = item(LISN, edge);
+    assert_eq!(errno(set(&[good, item(LISN + 2, edge)], 2)), libc::ENOENT);
+    assert_eq!(errno(set(&[good, item(u32::MAX, edge)], 2)), libc::ENOENT);
+    assert_eq!(errno(set(&[good, item(LISN + 1, 2)], 2)), libc::EINVAL);
+    assert_eq!(errno(set(&[good, item(LISN, level)], 2)), libc::EINVAL);
+    assert_eq!(errno(set(&[good], 0)), libc::EPROTO);
+    assert_eq!(errno(set(&[good], 3)), libc::EPROTO);
+    assert_eq!(errno(set(&[], 1)), libc::EPROTO);
+    assert_eq!(errno(set(&[item(LISN + 1, level)], 2)), libc::ENOTSUP);
+    assert_eq!(daemon.fds(), before);
+    set(&[good, item(LISN + 1, level)], 2).unwrap();
+    assert_eq!(daemon.fds(), before + 2);
+    set(&[good, good, item(LISN + 1, level)], 3).unwrap();
+    assert_eq!(daemon.fds(), before + 2, "replaced");
+    let clear = ClearIrqfds {
+        items: vec![good, item(LISN + 1, edge), item(7, 9)],
+    };
+    guest.main.call(&clear).unwrap();
+    assert_eq!(daemon.fds(), before);
+}
+
+#[test]
+fn guest_calls_and_their_errors() {
+    let (_daemon, guest) = Guest::new(machine());
+    let main = &guest.main;
+    guest.claim_msi(LISN);
+    assert_eq!(guest.hcall(0, 0xdead_beef, &[]).0, ret::H_FUNCTION);
+    assert_eq!(guest.hcall(0, opcode::H_INT_RESET, &[]).0, ret::H_FUNCTION);
+    for server in [4, u32::MAX] {
+        let far = main.call(&hcall(server, opcode::H_XIRR, &[]));
+        assert_eq!(errno(far), libc::ENOENT);
+    }
+    assert_eq!(guest.rtas(RtasCall::IntOff, &[LISN]), 0);
+    assert_eq!(guest.rtas(RtasCall::IntOn, &[LISN]), 0);
+    assert_eq!(guest.rtas(RtasCall::IntOn, &[5]), -3);
+    for call in [0, 5, u32::MAX] {
+        assert_eq!(errno(main.call(&rtas(call, &[], 1))), libc::EINVAL);
+    }
+    let mut counts = rtas(RtasCall::GetXive as u32, &[LISN], 17);
+    assert_eq!(errno(main.call(&counts)), libc::EINVAL);
+    (counts.nret, counts.nargs) = (3, u32::MAX);
+    assert_eq!(errno(main.call(&counts)), libc::EINVAL);
+    counts.nargs = 1;
+    assert_eq!(main.call(&counts).unwrap().written, 3);
+
+    guest.choose_xive();
+    for (change, expected) in [
+        ((0, 0, 3), libc::EINVAL),
+        ((2, 0, 8), libc::EINVAL),
+        ((0, 2, 8), libc::EINVAL),
+        ((0, 0, u32::MAX), libc::EINVAL),
+    ] {
+        let (space, store, size) = change;
+        let access = Mmio {
+            space,
+            store,
+            size,
+            ..esb_load(LISN, 1, 0)
+        };
+        assert_eq!(errno(main.call(&access)), expected);
+    }
+    let beyond = Mmio {
+        offset: u64::MAX,
+        ..esb_load(LISN, 1, 0)
+    };
+    assert_eq!(main.call(&beyond).unwrap().value, 0);
+}
+
+#[test]
+fn device_trees_come_for_the_modes_that_the_machine_has() {
+    let fdt = |guest: &Guest, mode| guest.main.call(&GetFdt { mode, zero: 0 });
+    let (_daemon, dual) = Guest::new(machine());
+    let xics = fdt(&dual, mode::XICS).unwrap();
+    assert_eq!(fdt(&dual, mode::ACTIVE).unwrap(), xics);
+    let xive = fdt(&dual, mode::XIVE).unwrap();
+    assert_ne!(xive, xics);
+    for (tree, compatible) in [(&xics, "IBM,ppc-xicp"), (&xive, "ibm,power-ivpe")] {
+        assert_eq!(tree.fdt.0[..4], 0xd00d_feedu32.to_be_bytes());
+        let has = |text: &str| {
+            let bytes = text.as_bytes();
+            tree.fdt.0.windows(bytes.len()).any(|w| w == bytes)
+        };
+        assert!(has(compatible), "{compatible}");
+    }
+    assert_eq!(errno(fdt(&dual, 3)), libc::ENOTSUP);
+    assert_eq!(dual.cas(0x40).fdt, xive.fdt);
+    assert_eq!(fdt(&dual, mode::ACTIVE).unwrap(), xive);
+
+    let only = Machine::pseries(IcMode::Xics, Compat::Papr1, 4);
+    let (_daemon, xics) = Guest::new(only);
+    assert_eq!(errno(fdt(&xics, mode::XIVE)), libc::ENOTSUP);
+}
+
+#[test]
+fn queries_come_in_pieces_that_join() {
+    let (_daemon, guest) = Guest::new(machine());
+    guest.main.call(&claim(0x1000, 0x1000, 0)).unwrap();
+    let query = |what, argument| {
+        let (mut text, mut cursor, mut pieces) = (Vec::new(), 0, 0);
+        loop {
+            let request = Query {
+                what,
+                zero: 0,
+                cursor,
+                argument,
+            };
+            let reply = guest.main.call(&request)?;
+            text.extend(reply.bytes.0);
+            (cursor, pieces) = (reply.next, pieces + 1);
+            if cursor == 0 {
+                return Ok((String::from_utf8(text).unwrap(), pieces));
+            }
+        }
+    };
+    let (status, _) = query(query::STATUS, 0).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["sources_claimed"], 0x1004);
+    assert_eq!(status["servers_connected"].as_array().unwrap().len(), 4);
+    let (sources, pieces) = query(query::SOURCES, 0).unwrap();
+    assert_eq!(sources.lines().count(), 0x1004);
+    assert!(pieces > 2, "{pieces}");
+    assert!(query(query::PIC, 0).unwrap().0.contains("CPU 3"));
+    let (vcpu, _) = query(query::VCPU, 3).unwrap();
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&vcpu).unwrap()["server"],
+        3
+    );
+    assert_eq!(errno(query(query::VCPU, 4)), libc::ENOENT);
+    assert_eq!(errno(query(query::VCPU, u64::MAX)), libc::ENOENT);
+    assert_eq!(errno(query(4, 0)), libc::EINVAL);
+    let far = Query {
+        what: query::STATUS,
+        zero: 0,
+        cursor: u64::MAX,
+        argument: 0,
+    };
+    let far = guest.main.call(&far).unwrap();
+    assert_eq!((far.next, far.bytes.0.len()), (0, 0));
+}
+
+#[test]
+fn reserved_and_unknown_codes_are_refused() {
+    use papr_intc_protocol::wire::RESERVED;
+    let (_daemon, guest) = Guest::new(machine());
+    let codes = RESERVED.iter().map(|(code, _)| *code);
+    for code in codes.chain([0x1fff, 0x1_0000, u32::MAX]) {
+        assert_eq!(
+            errno(guest.main.ask(code, &[], &[])),
+            libc::ENOSYS,
+            "{code:#x}"
+        );
+    }
+    guest.main.ping();
+}
+
+#[test]
+fn a_vcpu_channel_is_a_socket_of_a_connected_vcpu() {
+    let (daemon, guest) = Guest::new(machine());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let open = |server, fds: &[_]| {
+        let request = VcpuChannel { server, zero: 0 };
+        guest.main.call_fds(&request, fds).map(|_| ())
+    };
+    assert_eq!(errno(open(0, &[])), libc::EPROTO);
+    let two = [theirs.as_fd(), theirs.as_fd()];
+    assert_eq!(errno(open(0, &two)), libc::EPROTO);
+    assert_eq!(errno(open(4, &[theirs.as_fd()])), libc::ERANGE);
+    guest
+        .main
+        .call(&VcpuDisconnect { server: 3, zero: 0 })
+        .unwrap();
+    assert_eq!(errno(open(3, &[theirs.as_fd()])), libc::ENOENT);
+    let before = (daemon.fds(), daemon.watched());
+
+    // What is no stream socket of the Unix domain is refused, and harms nothing.
+    let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (ram, event) = (memfd(4096), eventfd());
+    for (fd, what) in [
+        (ram.as_fd(), "a file"),
+        (event.as_fd(), "an eventfd"),
+        (datagram.as_fd(), "a datagram socket"),
+        (listener.as_fd(), "a TCP socket"),
+    ] {
+        assert_eq!(errno(open(0, &[fd])), libc::EINVAL, "{what}");
+        guest.main.ping();
+    }
+    assert_eq!((daemon.fds(), daemon.watched()), before);
+    open(0, &[theirs.as_fd()]).unwrap();
+    drop(theirs);
+    Client::new(ours).ping();
+}
+
+#[test]
+fn what_is_no_eventfd_is_refused_as_kick_and_irqfd() {
+    use nix::fcntl::OFlag;
+    let (daemon, guest) = Guest::new(machine());
+    guest.claim_msi(LISN);
+    let before = (daemon.fds(), daemon.watched());
+    let file = memfd(4096);
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let blocking = nix::sys::eventfd::EventFd::new().unwrap();
+    for (fd, what) in [
+        (file.as_fd(), "a file"),
+        (reader.as_fd(), "a pipe"),
+        (writer.as_fd(), "a pipe's other end"),
+        (socket.as_fd(), "a socket"),
+        (blocking.as_fd(), "an eventfd that blocks"),
+    ] {
+        let connect = VcpuConnect { servers: vec![0] };
+        let refused = guest.main.call_fds(&connect, &[fd]).map(|_| ());
+        assert_eq!(errno(refused), libc::EINVAL, "{what} as a kick");
+        let items = vec![IrqfdItem {
+            lisn: LISN,
+            kind: irqfd_kind::EDGE,
+            input: 0,
+            zero: 0,
+        }];
+        let refused = guest.main.call_fds(&SetIrqfds { items }, &[fd]).map(|_| ());
+        assert_eq!(errno(refused), libc::EINVAL, "{what} as an irqfd");
+        guest.main.ping();
+    }
+    assert_eq!((daemon.fds(), daemon.watched()), before);
+}
