@@ -69,9 +69,7 @@ fn a_level_follows_a_change_of_mode() {
 
 /// In a quiesced machine: what matters is the copy, and devices only record.
 fn two_inputs(mode: Mode, vmm: &'static [bool]) -> Scenario {
-    let daemon = Daemon::new(Who::Daemon(1))
-        .barrier(Work::Cas(other(mode)))
-        .op("asleep", |_, _| Then::Next);
+    let daemon = Daemon::new(Who::Daemon(1)).work(Work::Cas(other(mode)));
     let start = Start {
         depth: 1,
         high: !vmm[0],

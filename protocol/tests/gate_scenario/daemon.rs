@@ -139,6 +139,14 @@ impl Daemon {
         })
     }
 
+    /// The work of a barrier alone.
+    pub fn work(self, work: Work) -> Self {
+        self.op("work", move |_, who| {
+            at_the_gate(who, work);
+            Then::Next
+        })
+    }
+
     /// A barrier whose deadline passes at once: the gate as it was, and the replay when nobody latches
     /// any more (`give_up`, `reopen`, `poll_reopening`).
     pub fn given_up(self) -> Self {
@@ -237,9 +245,9 @@ impl Daemon {
         .op("recover", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            if c.state.executor == Executor::Daemon {
-                redo_forwards(&c);
-            }
+            claimed(Table::Claimed).for_each(|lisn| {
+                c.xive.redo_forward(lisn);
+            });
             if depth() == 0 && c.state.mode == Mode::Xics {
                 c.xics.recover();
             } else {
@@ -279,15 +287,6 @@ fn replay_all(c: &At<'_>) {
             (Fault::OneModeReplayed, Mode::Xics) => c.xics.replay(lisn),
             (Fault::OneModeReplayed, Mode::Xive) => c.xive.replay(lisn),
             _ => c.replay(lisn),
-        }
-    }
-}
-
-fn redo_forwards(c: &At<'_>) {
-    for lisn in claimed(Table::Claimed) {
-        let word = Words.page(Page::Source(lisn));
-        if word.fetch_and(!source::FORWARDS, AcqRel) & source::FORWARDS != 0 {
-            let _ = c.xive.route(lisn);
         }
     }
 }
