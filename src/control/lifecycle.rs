@@ -257,11 +257,13 @@ impl<M: QueueMemory> Core<M> {
     /// how many sources were in doubt. Can itself be cut and done again.
     fn recover(&self) -> (u32, u32) {
         let c = self.controller();
-        let mut in_doubt = 0;
-        if c.state.executor == Executor::Daemon {
-            in_doubt = self.redo_forwards();
-        }
-        if self.depth() == 0 {
+        let redone = self
+            .claims()
+            .claimed()
+            .filter(|lisn| c.xive.redo_forward(*lisn));
+        let in_doubt = redone.count() as u32;
+        // While XIVE is active nothing is presented by XICS.
+        if self.depth() == 0 && c.state.mode == Mode::Xics {
             c.xics.recover();
         } else {
             c.xics.take_back();
@@ -337,20 +339,18 @@ impl<M: QueueMemory> Core<M> {
         }
     }
 
-    /// Remote mode: forwards that died with the daemon run again. Each may queue its event twice.
-    fn redo_forwards(&self) -> u32 {
+    /// Forwards that died with the VMM run again. Each may queue its event twice.
+    fn redo_forwards(&self) {
+        const FORWARDS: u64 = source::FORWARDS | source::DAEMON_FORWARD;
         let c = self.controller();
-        let mut redone = 0;
         for lisn in self.claims().claimed() {
             let word = self.plane.storage().page(Page::Source(lisn));
             // AcqRel: nobody else executes; uniform with the source's other swaps.
-            if word.fetch_and(!source::FORWARDS, Ordering::AcqRel) & source::FORWARDS != 0 {
-                redone += 1;
+            if word.fetch_and(!FORWARDS, Ordering::AcqRel) & FORWARDS != 0 {
                 // Busy: only a VMM that scribbles over a cursor; the event stays with its source.
                 let _ = c.xive.route(lisn);
             }
         }
-        redone
     }
 
     /// After recovery: signals every line that is up. What was latched is replayed when the gate has

@@ -115,7 +115,8 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
     }
 
     /// Moves a trigger latched in the idle controller's word, from before a mode switch, to the active
-    /// one's.
+    /// one's. It is recorded there before it goes here: a daemon that dies in between leaves it twice,
+    /// and its successor makes one of the two.
     fn carry_latch(&self, lisn: u32) {
         let idle = match self.state.mode {
             Mode::Xics => Mode::Xive,
@@ -124,14 +125,15 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         let Some((word, bits)) = self.source_word(lisn, idle) else {
             return;
         };
-        // AcqRel pairs with the latching swap and passes on what the device published.
-        if word.load(Ordering::Relaxed) & bits.latched != 0
-            && word.fetch_and(!bits.latched, Ordering::AcqRel) & bits.latched != 0
-        {
+        // Acquire pairs with the latching swap, and the swap of the other word passes on what the
+        // device published. Nobody latches here any more.
+        if word.load(Ordering::Acquire) & bits.latched != 0 {
             match self.state.mode {
                 Mode::Xive => self.xive.latch_trigger(lisn),
                 Mode::Xics => self.xics.latch_trigger(lisn),
             }
+            // Release: after the swap above, also for who finds the word of a dead daemon.
+            word.fetch_and(!bits.latched, Ordering::Release);
         }
     }
 
