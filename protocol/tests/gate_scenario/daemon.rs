@@ -5,7 +5,7 @@
 //! them in step. Left out is what no thread of the VMM reads: OV5_BYTE_23, reply records, kicks.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use papr_intc_protocol::layout::storage::TableStorage;
 
