@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,6 +46,7 @@ pub struct DaemonGuest {
     way: Way,
     executor: Executor,
     operations: u32,
+    switches: u64,
     /// The daemon's picture of its state, until the next operation.
     pic: Option<String>,
 }
@@ -105,6 +105,7 @@ impl DaemonGuest {
             way,
             executor,
             operations: 0,
+            switches: 0,
             pic: None,
         }))
     }
@@ -126,6 +127,7 @@ impl DaemonGuest {
             };
             self.intc.quiesce(PATIENCE)?;
             self.intc.resume(Some(self.executor))?;
+            self.switches += 1;
         }
         Ok(())
     }
@@ -316,47 +318,8 @@ impl Guest for DaemonGuest {
             Err(GuestError(format!("no RAM at {gpa:#x}")))
         }
     }
-}
 
-/// The daemon's binary. Under `cargo run` it is built first, as cargo builds only the example by itself;
-/// otherwise it lies one folder above the examples.
-pub fn find_daemon() -> Result<PathBuf, String> {
-    let exe = std::env::current_exe().map_err(|e| e.to_string())?;
-    let profile = exe.parent().and_then(|examples| examples.parent());
-    let daemon = profile
-        .map(|p| p.join("papr-intc"))
-        .ok_or("this program lies in no folder")?;
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "--package",
-            "papr-intc",
-            "--bin",
-            "papr-intc",
-        ]);
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        if let Some(dir) = std::env::var_os("CARGO_MANIFEST_DIR") {
-            build
-                .arg("--manifest-path")
-                .arg(PathBuf::from(dir).join("Cargo.toml"));
-        }
-        let built = build
-            .status()
-            .map_err(|e| format!("building the daemon: {e}"))?;
-        if !built.success() {
-            return Err("building the daemon failed".to_owned());
-        }
-    }
-    if daemon.exists() {
-        Ok(daemon)
-    } else {
-        Err(format!(
-            "{} is not there; --daemon names another",
-            daemon.display()
-        ))
+    fn switches(&self) -> u64 {
+        self.switches
     }
 }
