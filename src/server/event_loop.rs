@@ -328,6 +328,14 @@ impl EventLoop {
 
     fn serve_papr(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
         let code = message.request;
+        if message.is_reply() {
+            // Never answered: two ends that answer each other's answers would not stop.
+            log::debug!(
+                "ignoring a reply to {} on channel {channel}",
+                wire::name(code)
+            );
+            return Ok(());
+        }
         let (head, payload) = match wire::split_request(&message.body) {
             Ok(split) => split,
             Err(e) => {
