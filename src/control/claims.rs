@@ -51,7 +51,16 @@ impl<'a, S: TableStorage> Claims<'a, S> {
 
     /// Claimed numbers, ascending.
     pub fn claimed(&self) -> impl Iterator<Item = u32> {
-        self.iterate(|w| self.word(Table::Claimed, w * 64))
+        self.claimed_from(0)
+    }
+    /// Claimed numbers from `first` on, ascending. Looks at no word before.
+    pub fn claimed_from(&self, first: u32) -> impl Iterator<Item = u32> + use<'a, S> {
+        let storage = self.storage;
+        // Relaxed: as in `word`.
+        let word = move |w| storage.table(Table::Claimed(w), Ordering::Relaxed);
+        (first / 64..self.machine.sources.div_ceil(64))
+            .flat_map(move |w| bits(w, word(w)))
+            .filter(move |n| *n >= first)
     }
     /// Claimed MSIs, ascending.
     pub fn msis(&self) -> impl Iterator<Item = u32> {
@@ -62,12 +71,7 @@ impl<'a, S: TableStorage> Claims<'a, S> {
         self.iterate(|w| self.word(Table::Claimed, w * 64) & self.word(Table::Lsi, w * 64))
     }
     fn iterate(&self, word: impl Fn(u32) -> u64) -> impl Iterator<Item = u32> {
-        (0..self.machine.sources.div_ceil(64)).flat_map(move |w| {
-            let bits = word(w);
-            (0..64)
-                .filter(move |b| bits >> b & 1 == 1)
-                .map(move |b| w * 64 + b)
-        })
+        (0..self.machine.sources.div_ceil(64)).flat_map(move |w| bits(w, word(w)))
     }
 
     /// Where `request` would go: its own numbers, or a free aligned block. Nothing changes.
@@ -180,6 +184,13 @@ impl<'a, S: TableStorage> Claims<'a, S> {
             self.set(Table::Msi, lisn, false);
         }
     }
+}
+
+/// Numbers whose bits are set in word `w` of a bitmap.
+fn bits(w: u32, word: u64) -> impl Iterator<Item = u32> {
+    (0..64)
+        .filter(move |b| word >> b & 1 == 1)
+        .map(move |b| w * 64 + b)
 }
 
 #[cfg(test)]

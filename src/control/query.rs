@@ -1,6 +1,5 @@
 //! QUERY: state for people and tools. Read-only.
 
-use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -18,36 +17,45 @@ use crate::memory::QueueMemory;
 const PIECE: usize = 60_000;
 
 impl<M: QueueMemory> Core<M> {
-    /// Text in the spirit of a monitor's `info pic`: presenters, then claimed sources.
-    fn pic(&self) -> String {
+    /// Text in the spirit of a monitor's `info pic`: presenters, then claimed sources. Lines are numbered:
+    /// server numbers, then from `servers` up the sources.
+    fn pic(&self, cursor: u64) -> QueryReply {
+        let servers = self.machine().servers;
+        let presenters = (narrow(cursor)..servers)
+            .filter(|s| self.is_connected(*s))
+            .map(|s| (u64::from(s), self.presenter_line(s)));
+        let first = cursor.saturating_sub(servers.into());
+        let sources = self.source_lines(first);
+        lines(presenters.chain(sources.map(|(n, line)| (n + u64::from(servers), line))))
+    }
+
+    /// The claimed sources from number `first` on, with their lines.
+    fn source_lines(&self, first: u64) -> impl Iterator<Item = (u64, String)> {
+        self.claims()
+            .claimed_from(narrow(first))
+            .map(|n| (n.into(), self.source_line(n)))
+    }
+
+    fn presenter_line(&self, server: u32) -> String {
         let c = self.controller();
-        let mut out = String::new();
-        for server in (0..c.geometry.servers()).filter(|s| self.is_connected(*s)) {
-            let line = u8::from(c.line(server));
-            // Writing to a String cannot fail.
-            let _ = match c.state.mode {
-                Mode::Xics => {
-                    // Acquire: pairs with the swaps that led here.
-                    let word = Page::Icp(server);
-                    let icp = self.plane.storage().page(word).load(Ordering::Acquire);
-                    writeln!(
-                        out,
-                        "CPU {server} XIRR={:08x} PP={:02x} MFRR={:02x} line={line}",
-                        icp as u32,
-                        icp::pp(icp),
-                        icp::mfrr(icp)
-                    )
-                }
-                Mode::Xive => {
-                    let ring = c.xive.tima_load(server, 0x2_0010, 8);
-                    writeln!(out, "CPU {server} OS ring {ring:016x} line={line}")
-                }
-            };
+        let line = u8::from(c.line(server));
+        match c.state.mode {
+            Mode::Xics => {
+                // Acquire: pairs with the swaps that led here.
+                let word = Page::Icp(server);
+                let icp = self.plane.storage().page(word).load(Ordering::Acquire);
+                format!(
+                    "CPU {server} XIRR={:08x} PP={:02x} MFRR={:02x} line={line}",
+                    icp as u32,
+                    icp::pp(icp),
+                    icp::mfrr(icp)
+                )
+            }
+            Mode::Xive => {
+                let ring = c.xive.tima_load(server, 0x2_0010, 8);
+                format!("CPU {server} OS ring {ring:016x} line={line}")
+            }
         }
-        for lisn in self.claims().claimed() {
-            let _ = writeln!(out, "{}", self.source_line(lisn));
-        }
-        out
     }
 
     fn source_line(&self, lisn: u32) -> String {
@@ -102,26 +110,42 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn query(&self, request: &Query, now: Instant) -> Result<QueryReply, Refused> {
-        let text = match request.what {
-            query::STATUS => self.status(now),
-            query::PIC => self.memory_core()?.pic(),
-            query::SOURCES => {
-                let core = self.memory_core()?;
-                core.claims()
-                    .claimed()
-                    .map(|n| core.source_line(n) + "\n")
-                    .collect()
-            }
+        let cursor = request.cursor;
+        match request.what {
+            query::STATUS => Ok(piece(&self.status(now), cursor)),
+            query::PIC => Ok(self.memory_core()?.pic(cursor)),
+            query::SOURCES => Ok(lines(self.memory_core()?.source_lines(cursor))),
             query::VCPU => {
                 let core = self.memory_core()?;
-                let server = u32::try_from(request.argument).unwrap_or(u32::MAX);
+                let server = narrow(request.argument);
                 core.check_connected(server)?;
-                json!({ "server": server, "line": core.controller().line(server) }).to_string()
+                let line = core.controller().line(server);
+                let text = json!({ "server": server, "line": line }).to_string();
+                Ok(piece(&text, cursor))
             }
-            other => return Err(Refused::Value(format!("query {other} is not defined"))),
-        };
-        Ok(piece(&text, request.cursor))
+            other => Err(Refused::Value(format!("query {other} is not defined"))),
+        }
     }
+}
+
+/// A number from outside as one that may be compared with the machine's.
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// As many lines as fit into a piece; the number of the first that does not is the next cursor.
+fn lines(numbered: impl Iterator<Item = (u64, String)>) -> QueryReply {
+    let (mut text, mut next) = (String::new(), 0);
+    for (number, line) in numbered {
+        if text.len() + line.len() >= PIECE {
+            next = number;
+            break;
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let bytes = Rest(text.into_bytes());
+    QueryReply { next, bytes }
 }
 
 /// The piece of `text` at `cursor` bytes.
@@ -159,5 +183,22 @@ mod tests {
                 bytes: Rest(Vec::new())
             }
         );
+    }
+
+    #[test]
+    fn lines_of_a_long_list_come_in_pieces_that_join() {
+        let all = |first: u64| (first..10_000).map(|n| (n, format!("line {n}")));
+        let (mut got, mut cursor, mut pieces) = (String::new(), 0, 0);
+        loop {
+            let reply = lines(all(cursor));
+            assert!(reply.bytes.0.len() <= PIECE);
+            got += std::str::from_utf8(&reply.bytes.0).unwrap();
+            (cursor, pieces) = (reply.next, pieces + 1);
+            if cursor == 0 {
+                break;
+            }
+        }
+        let expected: String = all(0).map(|(_, line)| line + "\n").collect();
+        assert!(got == expected && pieces == 2, "{pieces}");
     }
 }
