@@ -448,6 +448,74 @@ fn queries_come_in_pieces_that_join() {
 }
 
 #[test]
+fn a_query_of_the_largest_machine_costs_one_piece() {
+    let largest = Machine {
+        sources: 1 << 20,
+        servers: 4096,
+        ..machine()
+    };
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    main.hello();
+    set_machine(&main, &largest).unwrap();
+    get_shm(&main).unwrap();
+    start(&main, executor::DAEMON).unwrap();
+    main.call(&claim(0x1000, (1 << 20) - 0x1000, 0)).unwrap();
+    let ask = |what, cursor| {
+        let request = Query {
+            what,
+            zero: 0,
+            cursor,
+            argument: 0,
+        };
+        let reply = main.call(&request).unwrap();
+        (reply.next, String::from_utf8(reply.bytes.0).unwrap())
+    };
+    for (what, offset) in [(query::SOURCES, 0), (query::PIC, 4096)] {
+        let (next, text) = ask(what, offset + 0xf_fff0);
+        assert_eq!((next, text.lines().count()), (0, 16));
+        assert!(text.trim_start().starts_with("ffff0 "), "{text}");
+        let (next, text) = ask(what, 0);
+        let last = text
+            .lines()
+            .last()
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap();
+        let last = u64::from_str_radix(last, 16).unwrap();
+        assert_eq!(next, offset + last + 1, "goes on where it stopped");
+        assert_eq!(ask(what, u64::MAX), (0, String::new()));
+    }
+}
+
+#[test]
+fn a_reply_is_not_answered() {
+    use papr_intc_protocol::wire::{Request, flag, request_body};
+    let (daemon, guest) = Guest::new(machine());
+    let channel = guest.channel(1);
+    let body = request_body(1, 0, &Goodbye {});
+    for client in [&channel, &guest.main] {
+        client.send(Goodbye::CODE, flag::REPLY, &body, &[]);
+        client.send(Goodbye::CODE, flag::REPLY, &[], &[]);
+        client.ping();
+    }
+    // Both ends of one pair as channels: whatever one gets is the other's to answer.
+    let (one, two) = UnixStream::pair().unwrap();
+    for (server, end) in [(2, &one), (3, &two)] {
+        let request = VcpuChannel { server, zero: 0 };
+        guest.main.call_fds(&request, &[end.as_fd()]).unwrap();
+    }
+    Client::new(one).send(Ping::CODE, 0, &request_body(1, 0, &Ping { cookie: 0 }), &[]);
+    drop(two);
+    let before = guest.main.call(&Ping { cookie: 0 }).unwrap().served;
+    (0..50).for_each(|_| guest.main.ping());
+    let after = guest.main.call(&Ping { cookie: 0 }).unwrap().served;
+    assert!(after - before <= 53, "{}", after - before);
+    drop(daemon);
+}
+
+#[test]
 fn reserved_and_unknown_codes_are_refused() {
     use papr_intc_protocol::wire::RESERVED;
     let (_daemon, guest) = Guest::new(machine());
