@@ -10,6 +10,10 @@
 #[path = "harness/mod.rs"]
 mod harness;
 
+#[path = "wire/barriers.rs"]
+mod barriers;
+#[path = "wire/channels.rs"]
+mod channels;
 #[path = "wire/life.rs"]
 mod life;
 #[path = "wire/messages.rs"]

@@ -18,6 +18,8 @@ mod conductor;
 mod device_process;
 mod devices;
 mod faults;
+#[path = "../find_daemon/mod.rs"]
+mod find_daemon;
 mod guest;
 mod halt;
 mod kills;

@@ -1,7 +1,6 @@
 //! Builds the machine, starts the threads, runs, and reports.
 
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -16,6 +15,7 @@ use crate::conductor::{Conductor, MSI_RANGE_START, all_latencies, claim_msis};
 use crate::device_process::DeviceProcess;
 use crate::devices::{Devices, Source, Style};
 use crate::faults::{BrokenBoard, Faults};
+use crate::find_daemon::find_daemon;
 use crate::guest::cpu::Role;
 use crate::guest::{self, Platform};
 use crate::halt::Halt;
@@ -177,7 +177,10 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
         ram: RAM,
         remote: options.remote,
         forward_all: options.forward_all,
-        daemon: options.daemon.clone().map_or_else(own_daemon, Ok)?,
+        daemon: match &options.daemon {
+            Some(path) => path.clone(),
+            None => find_daemon().map_err(Gone)?,
+        },
     };
     let board = Arc::new(Real::start(setup, Arc::new(kick))?);
     let forget = {
@@ -185,15 +188,6 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
         Arc::new(move |server| board.forget_resend(server))
     };
     Ok(with_faults(board, options, faults, forget))
-}
-
-/// The daemon of the same build: examples lie one directory below it.
-fn own_daemon() -> Step<PathBuf> {
-    let own = std::env::current_exe().map_err(io("the own executable"))?;
-    let daemon = own.ancestors().nth(2).map(|dir| dir.join("papr-intc"));
-    daemon.filter(|path| path.exists()).ok_or_else(|| {
-        Gone("no papr-intc beside the example: `cargo build` it, or name it with --daemon".into())
-    })
 }
 
 fn with_faults(

@@ -8,6 +8,8 @@
 
 mod daemon_guest;
 mod engine;
+#[path = "../find_daemon/mod.rs"]
+mod find_daemon;
 #[path = "../../tests/model/mod.rs"]
 #[allow(
     dead_code,
@@ -67,7 +69,7 @@ fn starter(options: &Options) -> Result<Box<Start<'static>>, String> {
     };
     let daemon = match &options.daemon {
         Some(path) => path.clone(),
-        None => daemon_guest::find_daemon()?,
+        None => find_daemon::find_daemon()?,
     };
     Ok(Box::new(move |shape| {
         DaemonGuest::start(shape, Compat::Qemu72, way, &daemon)

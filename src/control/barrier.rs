@@ -3,6 +3,9 @@
 //! Each latches the gate, waits for every transition that began before (grace period), works, opens
 //! the gate, waits again for those that still latched, and replays what they recorded. The waiting
 //! is done by whoever calls [`Control::poll_barrier`] again; nothing here blocks.
+//!
+//! A requester waits no longer than its deadline. If threads of the VMM still latch after that, the
+//! replay is left to [`Control::poll_reopening`], and requests are served meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -54,15 +57,11 @@ pub struct Barrier {
     grace: GracePeriod,
     /// The work is done and the gate open; what was latched is still to be replayed.
     opening: bool,
-    /// The mode in which devices latched.
-    from: Mode,
     deadline: Instant,
-    /// The requester has its answer.
-    answered: bool,
 }
 
 impl<M: QueueMemory> Core<M> {
-    fn grace(&self) -> GracePeriod {
+    pub(super) fn grace(&self) -> GracePeriod {
         GracePeriod::begin(self.plane.storage(), self.plane.geometry())
     }
 
@@ -79,7 +78,7 @@ impl<M: QueueMemory> Core<M> {
             }
             Work::Quiesce => self
                 .memory
-                .set_header(word::QUIESCE_DEPTH, self.depth() + 1),
+                .set_header(word::QUIESCE_DEPTH, self.depth().saturating_add(1)),
             Work::Resume(executor) => {
                 let depth = self.depth().saturating_sub(1);
                 self.memory.set_header(word::QUIESCE_DEPTH, depth);
@@ -114,6 +113,7 @@ impl<M: QueueMemory> Core<M> {
     /// Both controllers as after power-on; claims of fixed numbers, kinds, levels and vCPUs stay.
     fn reset(&self, reset: &MachineReset) {
         self.switch(self.initial_mode(), false);
+        self.memory.set_header(word::OV5_BYTE_23, 0);
         let c = self.controller();
         c.xics.reset();
         for lisn in 0..c.geometry.sources() {
@@ -134,6 +134,14 @@ impl<M: QueueMemory> Core<M> {
         }
     }
 
+    /// Nobody latches any more: acts on what was recorded, and tells every vCPU to look again, since
+    /// words may have changed wholesale.
+    pub(super) fn replay_all(&self) {
+        let c = self.controller();
+        self.claims().claimed().for_each(|lisn| c.replay(lisn));
+        (0..c.geometry.servers()).for_each(|server| self.plane.host().kick(server));
+    }
+
     /// The replies to the requester, from the state after the work.
     fn answer(&self, work: &Work) -> Result<Vec<u8>, Refused> {
         let depth = self.depth() as u32;
@@ -141,7 +149,7 @@ impl<M: QueueMemory> Core<M> {
             Work::Cas(_) => self.cas_reply(ret::H_SUCCESS)?.to_bytes(),
             Work::Reset(_) | Work::Disconnect(_) => Vec::new(),
             Work::Quiesce => QuiesceReply { depth, zero: 0 }.to_bytes(),
-            Work::Resume(_) => ResumeReply { depth, replayed: 0 }.to_bytes(),
+            Work::Resume(_) => ResumeReply { depth, zero: 0 }.to_bytes(),
         })
     }
 
@@ -238,64 +246,85 @@ impl<M: QueueMemory + Clone> Control<M> {
     fn begin(&mut self, work: Work, deadline: Instant) -> Result<(), Refused> {
         let core = self.core()?;
         core.set_gate(Gate::Latch);
-        let (grace, from) = (core.grace(), core.state().mode);
-        let (opening, answered) = (false, false);
-        self.barrier = Some(Barrier {
+        let barrier = Barrier {
             work,
-            grace,
-            opening,
-            from,
+            grace: core.grace(),
+            opening: false,
             deadline,
-            answered,
-        });
+        };
+        self.barrier = Some(barrier);
+        // What an earlier opening still owed, the end of this operation or of the quiesce does.
+        self.reopening = None;
         Ok(())
     }
 
-    /// Goes on with the machine-wide operation. `Some`: the answer for the requester. Call it until
-    /// [`Self::in_barrier`] is false.
+    /// Goes on with the machine-wide operation. `Some`: it is over for the requester, this is the
+    /// answer. Call it until [`Self::in_barrier`] is false.
     pub fn poll_barrier(&mut self, now: Instant) -> Option<Result<Vec<u8>, Refused>> {
         let mut barrier = self.barrier.take()?;
         let core = self.core.as_ref()?;
-        if !barrier.grace.poll(core.plane.storage()) {
-            let late = now >= barrier.deadline && !barrier.answered;
-            let answer = late.then(|| self.give_up(&mut barrier));
-            self.barrier = Some(barrier);
-            return answer;
-        }
-        if !barrier.opening {
-            core.at_the_gate(&barrier.work);
-            if core.depth() == 0 {
+        let over = barrier.grace.poll(core.plane.storage());
+        match (over, barrier.opening) {
+            (false, _) if now < barrier.deadline => {
+                self.barrier = Some(barrier);
+                None
+            }
+            (false, false) => Some(Err(self.give_up(&barrier))),
+            (false, true) => {
+                let answer = core.answer(&barrier.work);
+                self.reopening = Some(barrier.grace);
+                Some(answer)
+            }
+            (true, false) => {
+                core.at_the_gate(&barrier.work);
+                if core.depth() > 0 {
+                    return Some(core.answer(&barrier.work));
+                }
                 core.set_gate(Gate::Open);
                 barrier.opening = true;
                 barrier.grace = core.grace();
                 self.barrier = Some(barrier);
-                return None;
+                None
             }
-            return Some(core.answer(&barrier.work));
+            (true, true) => {
+                core.replay_all();
+                Some(core.answer(&barrier.work))
+            }
         }
-        let c = core.controller();
-        core.claims()
-            .claimed()
-            .for_each(|lisn| c.replay(lisn, barrier.from));
-        // Lines are functions of words that have changed wholesale: everybody looks again.
-        (0..c.geometry.servers()).for_each(|server| core.plane.host().kick(server));
-        (!barrier.answered).then(|| core.answer(&barrier.work))
     }
 
-    /// The deadline has passed. Before the work: nothing has been done, and the gate opens again.
-    fn give_up(&self, barrier: &mut Barrier) -> Result<Vec<u8>, Refused> {
-        let core = self.core()?;
-        barrier.answered = true;
-        if barrier.opening {
-            return core.answer(&barrier.work);
-        }
+    /// The deadline has passed before the work: nothing has been done, and the gate is as it was.
+    fn give_up(&mut self, barrier: &Barrier) -> Refused {
         let threads = barrier.grace.stragglers().count();
         let what = barrier.work.name();
-        if core.depth() == 0 {
-            core.set_gate(Gate::Open);
+        self.reopen();
+        Refused::GraceTimeout { what, threads }
+    }
+
+    /// Opens the gate, unless the machine is quiesced. What was latched is replayed by
+    /// [`Self::poll_reopening`] when nobody latches any more.
+    pub(super) fn reopen(&mut self) {
+        let Some(core) = self.core.as_ref().filter(|core| core.depth() == 0) else {
+            return;
+        };
+        core.set_gate(Gate::Open);
+        self.reopening = Some(core.grace());
+    }
+
+    /// The gate is open, and what was latched is still to be replayed: [`Self::poll_reopening`].
+    pub fn is_reopening(&self) -> bool {
+        self.reopening.is_some()
+    }
+
+    /// Replays what was latched, once every thread that may still latch has left its transition.
+    pub fn poll_reopening(&mut self) {
+        let (Some(mut grace), Some(core)) = (self.reopening.take(), &self.core) else {
+            return;
+        };
+        if grace.poll(core.plane.storage()) {
+            core.replay_all();
+        } else {
+            self.reopening = Some(grace);
         }
-        barrier.opening = true;
-        barrier.grace = core.grace();
-        Err(Refused::GraceTimeout { what, threads })
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
-use papr_intc_protocol::layout::words::source;
+use papr_intc_protocol::layout::words::{cursor, source};
 use papr_intc_protocol::layout::{Machine, Page, Storage};
 use papr_intc_protocol::plane::{Host, Plane};
 use papr_intc_protocol::wire::handshake::*;
@@ -14,7 +14,7 @@ use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use std::sync::atomic::Ordering;
 
 use super::host::DaemonHost;
-use super::journal::Operation;
+use super::journal::{Operation, Ticket};
 use super::{Control, Core, Refused};
 use crate::memory::{QueueMemory, Said, SharedMemory};
 
@@ -185,6 +185,9 @@ impl<M: QueueMemory + Clone> Control<M> {
             return Err(Refused::Phase("the daemon has been started already"));
         }
         let core = self.memory_core()?;
+        if self.bereaved {
+            core.bury_front_end();
+        }
         let (redone, in_doubt) = core.recover();
         let gate = if core.depth() == 0 {
             Gate::Open
@@ -199,7 +202,10 @@ impl<M: QueueMemory + Clone> Control<M> {
         let resignalled = core.resignal();
         core.memory.set_header(word::START_COUNT, 0);
         let generation = core.memory.generation;
+        // Threads of the VMM may be latching still, if the predecessor died inside a barrier.
+        self.reopening = (gate == Gate::Open).then(|| core.grace());
         self.started = true;
+        self.bereaved = false;
         log::info!("serving: generation {generation}, executor {executor:?}, {redone} redone");
         Ok(StartReply {
             redone,
@@ -251,11 +257,11 @@ impl<M: QueueMemory> Core<M> {
     /// how many sources were in doubt. Can itself be cut and done again.
     fn recover(&self) -> (u32, u32) {
         let c = self.controller();
-        let mut in_doubt = 0;
-        if c.state.executor == Executor::Daemon {
-            in_doubt = self.redo_forwards();
-        }
-        if self.depth() == 0 {
+        let claims = self.claims();
+        let redone = claims.claimed().filter(|lisn| c.xive.redo_forward(*lisn));
+        let in_doubt = redone.count() as u32;
+        // While XIVE is active nothing is presented by XICS.
+        if self.depth() == 0 && c.state.mode == Mode::Xics {
             c.xics.recover();
         } else {
             c.xics.take_back();
@@ -264,7 +270,10 @@ impl<M: QueueMemory> Core<M> {
             return (0, in_doubt);
         };
         log::info!("recovering: {operation:?} of channel {}", ticket.channel);
-        if self.redo(operation) {
+        if !self.is_possible(ticket, operation) {
+            log::error!("the journal is damaged, its operation is dropped");
+            self.journal().abandon();
+        } else if self.redo(operation) {
             self.journal().finish(ticket);
         } else {
             self.journal().abandon();
@@ -272,11 +281,38 @@ impl<M: QueueMemory> Core<M> {
         (1, in_doubt)
     }
 
+    /// The VMM that ran transitions is gone, with all its threads: their epochs are over, their END
+    /// locks free. A forward of theirs runs again; it may queue its event twice.
+    fn bury_front_end(&self) {
+        let (storage, geometry) = (self.plane.storage(), self.plane.geometry());
+        for epoch in 0..geometry.epochs() {
+            // Nobody else is left to write these words; Release as uniform with the owner's store.
+            storage.page(Page::Epoch(epoch)).store(0, Ordering::Release);
+        }
+        for end in 0..geometry.ends() {
+            let cursor = storage.page(Page::EndCursor(end));
+            // AcqRel: takes over what the dead holder stored under the lock.
+            cursor.fetch_and(!cursor::LOCK, Ordering::AcqRel);
+        }
+        self.redo_forwards();
+    }
+
+    /// The journal comes from shared memory: it may name what the machine does not have. Queues and
+    /// routings are checked where they are redone.
+    fn is_possible(&self, ticket: Ticket, operation: Operation) -> bool {
+        let numbers = match operation {
+            Operation::Claim { first, count, .. } | Operation::Free { first, count } => {
+                self.claims().check_range(first, count)
+            }
+            Operation::Queue { .. } | Operation::Route { .. } => Ok(()),
+        };
+        ticket.channel <= self.machine().servers && numbers.is_ok()
+    }
+
     /// `true` if the operation is complete now, `false` if it never happened.
     fn redo(&self, operation: Operation) -> bool {
         match operation {
             Operation::Queue { end, selector } => {
-                let cursor = papr_intc_protocol::layout::words::cursor::SEL;
                 // Acquire pairs with the commit's Release.
                 end < self.plane.geometry().ends()
                     && (self
@@ -284,7 +320,7 @@ impl<M: QueueMemory> Core<M> {
                         .storage()
                         .page(Page::EndCursor(end))
                         .load(Ordering::Acquire)
-                        & cursor
+                        & cursor::SEL
                         != 0)
                         == selector
             }
@@ -301,34 +337,24 @@ impl<M: QueueMemory> Core<M> {
         }
     }
 
-    /// Remote mode: forwards that died with the daemon run again. Each may queue its event twice.
-    fn redo_forwards(&self) -> u32 {
+    /// Forwards that died with the VMM run again. Each may queue its event twice.
+    fn redo_forwards(&self) {
+        const FORWARDS: u64 = source::FORWARDS | source::DAEMON_FORWARD;
         let c = self.controller();
-        let mut redone = 0;
         for lisn in self.claims().claimed() {
             let word = self.plane.storage().page(Page::Source(lisn));
             // AcqRel: nobody else executes; uniform with the source's other swaps.
-            if word.fetch_and(!source::FORWARDS, Ordering::AcqRel) & source::FORWARDS != 0 {
-                redone += 1;
+            if word.fetch_and(!FORWARDS, Ordering::AcqRel) & FORWARDS != 0 {
                 // Busy: only a VMM that scribbles over a cursor; the event stays with its source.
                 let _ = c.xive.route(lisn);
             }
         }
-        redone
     }
 
-    /// After recovery: replay what was latched, evaluate every source, signal every line.
+    /// After recovery: signals every line that is up. What was latched is replayed when the gate has
+    /// opened.
     fn resignal(&self) -> u32 {
         let c = self.controller();
-        if c.state.gate == Gate::Open {
-            let other = match c.state.mode {
-                Mode::Xics => Mode::Xive,
-                Mode::Xive => Mode::Xics,
-            };
-            self.claims()
-                .claimed()
-                .for_each(|lisn| c.replay(lisn, other));
-        }
         let lines = (0..c.geometry.servers()).filter(|s| c.line(*s));
         lines
             .inspect(|server| self.plane.host().kick(*server))

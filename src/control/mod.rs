@@ -31,6 +31,7 @@ use std::time::Instant;
 use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::{Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::OwnedStorage;
+use papr_intc_protocol::plane::epoch::GracePeriod;
 use papr_intc_protocol::plane::{Controller, Plane};
 use papr_intc_protocol::wire::source::IrqfdItem;
 use papr_intc_protocol::wire::vcpu::Line;
@@ -84,8 +85,6 @@ pub struct Irqfd {
     pub item: IrqfdItem,
     /// Written by a device.
     pub trigger: OwnedFd,
-    /// To be written at EOI.
-    pub resample: Option<OwnedFd>,
 }
 
 /// A started, or almost started, machine.
@@ -131,7 +130,11 @@ pub struct Control<M> {
     machine: Option<Machine>,
     core: Option<Core<M>>,
     started: bool,
+    /// A VMM that ran transitions on this memory is gone.
+    bereaved: bool,
     barrier: Option<Barrier>,
+    /// The gate has opened; what was latched is to be replayed when this is over.
+    reopening: Option<GracePeriod>,
     line_seq: u64,
     served: u64,
     since: Instant,
@@ -146,7 +149,9 @@ impl<M: QueueMemory + Clone> Control<M> {
             machine: None,
             core: None,
             started: false,
+            bereaved: false,
             barrier: None,
+            reopening: None,
             line_seq: 0,
             served: 0,
             since: now,
@@ -177,15 +182,9 @@ impl<M: QueueMemory + Clone> Control<M> {
             })
     }
 
-    /// An irqfd was written `count` times since the last look: one event, or a level.
+    /// An irqfd was written since the last look: one event.
     pub fn irqfd(&mut self, item: IrqfdItem) {
-        use papr_intc_protocol::plane::LevelInput;
-        use papr_intc_protocol::wire::source::irqfd_kind;
-        let Ok(core) = self.core() else { return };
-        if item.kind == irqfd_kind::LEVEL {
-            core.controller()
-                .set_level(item.lisn, LevelInput::Irqfd, true);
-        } else {
+        if let Ok(core) = self.core() {
             core.controller().trigger(item.lisn);
         }
     }
@@ -204,13 +203,17 @@ impl<M: QueueMemory + Clone> Control<M> {
         }
     }
 
-    /// The VMM went away: forget its descriptors and wait for another one. The memory and its lock stay.
+    /// The VMM went away: forget its descriptors and wait for another one. The memory and its lock
+    /// stay, with the gate closed.
     pub fn vmm_left(&mut self) {
         self.barrier = None;
+        self.reopening = None;
         if let Some(core) = &self.core {
+            core.set_gate(Gate::Closed);
             for server in 0..core.machine().servers {
                 core.plane.host().set_kick(server, None);
             }
+            self.bereaved = true;
         }
         self.started = false;
     }

@@ -27,6 +27,8 @@ use crate::control::{Control, Effect, Expected, Refused};
 const SEND_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two looks at a barrier's grace period.
 const BARRIER_PAUSE: Duration = Duration::from_micros(50);
+/// The same, in milliseconds, after the requester has got its answer.
+const LATE_PAUSE_MS: u8 = 10;
 const EVENTS: usize = 64;
 
 /// Where front-ends come from.
@@ -112,12 +114,8 @@ impl Connection {
     }
 }
 
-/// A barrier's requester.
-struct Waiting {
-    channel: u32,
-    code: u32,
-    seq: u64,
-}
+/// How a barrier ended for its requester: the payload of the reply, or why not.
+type Answer = Result<Vec<u8>, Refused>;
 
 /// The server of one guest.
 pub struct EventLoop {
@@ -127,7 +125,6 @@ pub struct EventLoop {
     on_disconnect: OnDisconnect,
     main: Option<Connection>,
     channels: BTreeMap<u32, Connection>,
-    waiting: Option<Waiting>,
     standard: Standard,
     control: Control<GuestRam>,
     irqfds: Irqfds,
@@ -153,7 +150,6 @@ impl EventLoop {
             on_disconnect,
             main: None,
             channels: BTreeMap::new(),
-            waiting: None,
             standard,
             control,
             irqfds: Irqfds::default(),
@@ -182,11 +178,17 @@ impl EventLoop {
             if let Some(ended) = self.ended {
                 return Ok(ended);
             }
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let timeout = if self.control.is_reopening() {
+                EpollTimeout::from(LATE_PAUSE_MS)
+            } else {
+                EpollTimeout::NONE
+            };
+            let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(os("epoll_wait")(e)),
             };
+            self.control.poll_reopening();
             for event in &events[..count] {
                 if self.ended.is_some() {
                     break;
@@ -242,7 +244,6 @@ impl EventLoop {
         self.main = None;
         let servers: Vec<u32> = self.channels.keys().copied().collect();
         servers.into_iter().for_each(|s| self.forget_channel(s));
-        self.waiting = None;
         if self.listener.is_none() || self.on_disconnect == OnDisconnect::Exit {
             self.ended.get_or_insert(Ended::Disconnected);
             return Ok(());
@@ -269,26 +270,38 @@ impl EventLoop {
             Err(()) => self.end_connection(),
             Ok(Some(message)) if message.request >= PAPR_CODES => {
                 if is_papr_barrier(message.request) {
-                    self.drain_channels()?;
+                    self.drain_channels(None)?;
                 }
-                self.serve_papr(MAIN_CHANNEL, message)
+                // Draining may have shown that the VMM is gone, and its message with it.
+                match self.main {
+                    Some(_) => self.serve_papr(MAIN_CHANNEL, message),
+                    None => Ok(()),
+                }
             }
             Ok(Some(message)) => self.serve_standard(message),
         }
     }
 
     fn serve_channel(&mut self, server: u32) -> Result<(), ServerError> {
-        let Some(channel) = self.channels.get_mut(&server) else {
+        let Some(message) = self.poll_channel(server)? else {
             return Ok(());
         };
-        match channel.poll() {
-            Ok(None) => Ok(()),
-            Ok(Some(message)) => self.serve_papr(server + 1, message),
-            Err(()) => {
-                self.forget_channel(server);
-                Ok(())
-            }
+        if is_papr_barrier(message.request) {
+            self.drain_channels(Some(server))?;
         }
+        self.serve_papr(server + 1, message)
+    }
+
+    /// The next whole message of a vCPU's channel; the channel is forgotten if it has ended.
+    fn poll_channel(&mut self, server: u32) -> Result<Option<RawMessage>, ServerError> {
+        let Some(channel) = self.channels.get_mut(&server) else {
+            return Ok(None);
+        };
+        let polled = channel.poll();
+        if polled.is_err() {
+            self.forget_channel(server);
+        }
+        Ok(polled.unwrap_or(None))
     }
 
     /// Ends a vCPU's channel. Closing it is not enough: epoll watches the open file description, which
@@ -301,12 +314,16 @@ impl EventLoop {
         }
     }
 
-    /// Serves what is readable on every vCPU's channel.
-    fn drain_channels(&mut self) -> Result<(), ServerError> {
+    /// Serves what is readable on every vCPU's channel, but for that of `except`.
+    fn drain_channels(&mut self, except: Option<u32>) -> Result<(), ServerError> {
         let servers: Vec<u32> = self.channels.keys().copied().collect();
-        servers
-            .into_iter()
-            .try_for_each(|server| self.serve_channel(server))
+        let others = servers.into_iter().filter(|s| Some(*s) != except);
+        for server in others {
+            if let Some(message) = self.poll_channel(server)? {
+                self.serve_papr(server + 1, message)?;
+            }
+        }
+        Ok(())
     }
 
     fn serve_papr(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
@@ -340,14 +357,10 @@ impl EventLoop {
                         body.extend_from_slice(&payload);
                         self.reply(channel, code, body, served.fds)?;
                     }
-                    None => {
-                        self.waiting = Some(Waiting {
-                            channel,
-                            code,
-                            seq: head.seq,
-                        });
-                        self.finish_barrier()?;
-                    }
+                    None => match self.finish_barrier()? {
+                        Some(answer) => self.answer_barrier(channel, code, head.seq, answer)?,
+                        None => return Ok(()),
+                    },
                 }
             }
             Err(refused) => {
@@ -363,22 +376,26 @@ impl EventLoop {
     }
 
     /// Nothing else is started while a barrier waits for the threads of the VMM; only a signal and the
-    /// front-end's death are looked at.
-    fn finish_barrier(&mut self) -> Result<(), ServerError> {
+    /// front-end's death are looked at. `None`: one of these ended the wait.
+    fn finish_barrier(&mut self) -> Result<Option<Answer>, ServerError> {
         while self.control.in_barrier() {
-            match self.control.poll_barrier(Instant::now()) {
-                Some(answer) => self.answer_barrier(answer)?,
-                None if self.control.in_barrier() && self.interrupted()? => return Ok(()),
-                None => {}
+            if let Some(answer) = self.control.poll_barrier(Instant::now()) {
+                return Ok(Some(answer));
+            }
+            if self.control.in_barrier() && self.interrupted()? {
+                return Ok(None);
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn answer_barrier(&mut self, answer: Result<Vec<u8>, Refused>) -> Result<(), ServerError> {
-        let Some(Waiting { channel, code, seq }) = self.waiting.take() else {
-            return Ok(());
-        };
+    fn answer_barrier(
+        &mut self,
+        channel: u32,
+        code: u32,
+        seq: u64,
+        answer: Answer,
+    ) -> Result<(), ServerError> {
         let body = match answer {
             Ok(payload) => {
                 let mut body = wire::reply_body(seq, &());
@@ -485,7 +502,10 @@ impl EventLoop {
 
     fn serve_standard(&mut self, message: RawMessage) -> Result<(), ServerError> {
         if is_barrier(message.request) {
-            self.drain_channels()?;
+            self.drain_channels(None)?;
+        }
+        if self.main.is_none() {
+            return Ok(());
         }
         let mut served = self.standard.serve(message)?;
         if served.events.contains(&StandardEvent::DeviceReset) && !self.reset_device()? {
@@ -502,12 +522,15 @@ impl EventLoop {
         if self.control.phase() != wire::handshake::state::SERVING {
             return Ok(true);
         }
-        if let Err(e) = self.control.device_reset(Instant::now()) {
+        let begun = self.control.device_reset(Instant::now());
+        let done = match begun {
+            Ok(()) => self.finish_barrier()?.unwrap_or(Ok(Vec::new())),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = &done {
             log::warn!("RESET_DEVICE: {e}");
-            return Ok(false);
         }
-        self.finish_barrier()?;
-        Ok(true)
+        Ok(done.is_ok())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::control::Irqfd;
 #[derive(Default)]
 pub(super) struct Irqfds {
     entries: BTreeMap<(u32, u32), Entry>,
+    by_token: BTreeMap<u32, (u32, u32)>,
     watched: bool,
     next: u32,
 }
@@ -44,6 +45,7 @@ impl Irqfds {
             if self.watched {
                 add(epoll, &entry)?;
             }
+            self.by_token.insert(entry.token, key);
             self.entries.insert(key, entry);
         }
         Ok(())
@@ -57,9 +59,14 @@ impl Irqfds {
     }
 
     fn remove(&mut self, epoll: &Epoll, key: (u32, u32)) -> Result<(), Errno> {
-        match self.entries.remove(&key) {
-            Some(entry) if self.watched => epoll.delete(entry.trigger.as_fd()),
-            _ => Ok(()),
+        let Some(entry) = self.entries.remove(&key) else {
+            return Ok(());
+        };
+        self.by_token.remove(&entry.token);
+        if self.watched {
+            epoll.delete(entry.trigger.as_fd())
+        } else {
+            Ok(())
         }
     }
 
@@ -67,6 +74,7 @@ impl Irqfds {
     pub(super) fn clear_all(&mut self, epoll: &Epoll) -> Result<(), Errno> {
         self.watch(epoll, false)?;
         self.entries.clear();
+        self.by_token.clear();
         Ok(())
     }
 
@@ -84,7 +92,7 @@ impl Irqfds {
 
     /// Takes the count of the irqfd behind an event; `None` if there was none after all.
     pub(super) fn take(&self, token: u32) -> Option<IrqfdItem> {
-        let entry = self.entries.values().find(|e| e.token == token)?;
+        let entry = self.entries.get(self.by_token.get(&token)?)?;
         let mut count = [0; 8];
         (&entry.trigger).read_exact(&mut count).ok()?;
         Some(entry.item)

@@ -152,7 +152,7 @@ impl Pair {
         }
         self.set_gate(Gate::Open);
         let c = self.plane.controller();
-        played.iter().for_each(|lisn| c.replay(*lisn, c.state.mode));
+        played.iter().for_each(|lisn| c.replay(*lisn));
         self.model.quiesced(events);
     }
 

@@ -209,9 +209,7 @@ impl Pair {
             Op::MachineReset => {
                 let c = self.plane.controller();
                 c.xics.reset();
-                PLAYED
-                    .iter()
-                    .for_each(|n| c.replay(XICS_BASE + n, c.state.mode));
+                PLAYED.iter().for_each(|n| c.replay(XICS_BASE + n));
                 self.model.reset();
             }
         }

@@ -312,7 +312,7 @@ impl Pair {
                 PLAYED.iter().for_each(|lisn| c.xive.reset_source(*lisn));
                 (0..c.geometry.ends()).for_each(|end| c.xive.reset_end(end));
                 (0..SERVERS).for_each(|server| c.xive.vcpu_reset(server));
-                PLAYED.iter().for_each(|lisn| c.replay(*lisn, c.state.mode));
+                PLAYED.iter().for_each(|lisn| c.replay(*lisn));
                 self.model.reset();
                 self.model.cas(&CHOOSE_XIVE);
             }

@@ -404,7 +404,8 @@ fn sources_are_triggered_levelled_and_synced_and_their_errors() {
         trigger(lisn).unwrap();
         sync(lisn).unwrap();
     }
-    (level(lsi, 1).unwrap(), level(lsi, 0).unwrap());
+    level(lsi, 1).unwrap();
+    level(lsi, 0).unwrap();
     sync(ALL).unwrap();
     for lisn in [LISN + 2, 0x2000, ALL - 1] {
         assert_eq!(errno(trigger(lisn)), libc::ENOENT);

@@ -23,6 +23,8 @@ pub mod source {
     pub const LATCHED: u64 = 1 << 5;
     /// Toggle of journalled daemon operations (data-plane-xive §2).
     pub const TOGGLE: u64 = 1 << 6;
+    /// One of the running forwards is the daemon's, which has one thread.
+    pub const DAEMON_FORWARD: u64 = 1 << 7;
     /// One more forward running in an executor's thread.
     pub const FORWARD: u64 = 1 << 16;
     /// Count of running forwards.

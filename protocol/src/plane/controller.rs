@@ -102,12 +102,11 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
-    /// Acts on what was recorded for a source: one trigger, or a level that rose. The gate has opened
-    /// and the grace period after that is over, so that nobody records any more. `from`: the mode in
-    /// which it was recorded.
-    pub fn replay(&self, lisn: u32, from: Mode) {
-        if from != self.state.mode {
-            self.carry_latch(lisn, from);
+    /// Acts on what was recorded for a source in either controller: one trigger, or a level that rose.
+    /// The gate has opened and the grace period after that is over, so that nobody records any more.
+    pub fn replay(&self, lisn: u32) {
+        if self.machine.ic_mode == IcMode::Dual {
+            self.carry_latch(lisn);
         }
         match self.state.mode {
             Mode::Xive => self.xive.replay(lisn),
@@ -115,19 +114,26 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
-    /// Moves a latched trigger into the active controller's word.
-    fn carry_latch(&self, lisn: u32, from: Mode) {
-        let Some((word, bits)) = self.source_word(lisn, from) else {
+    /// Moves a trigger latched in the idle controller's word, from before a mode switch, to the active
+    /// one's. It is recorded there before it goes here: a daemon that dies in between leaves it twice,
+    /// and its successor makes one of the two.
+    fn carry_latch(&self, lisn: u32) {
+        let idle = match self.state.mode {
+            Mode::Xics => Mode::Xive,
+            Mode::Xive => Mode::Xics,
+        };
+        let Some((word, bits)) = self.source_word(lisn, idle) else {
             return;
         };
-        // AcqRel pairs with the latching swap and passes on what the device published.
-        if word.load(Ordering::Relaxed) & bits.latched != 0
-            && word.fetch_and(!bits.latched, Ordering::AcqRel) & bits.latched != 0
-        {
+        // Acquire pairs with the latching swap, and the swap of the other word passes on what the
+        // device published. Nobody latches here any more.
+        if word.load(Ordering::Acquire) & bits.latched != 0 {
             match self.state.mode {
                 Mode::Xive => self.xive.latch_trigger(lisn),
                 Mode::Xics => self.xics.latch_trigger(lisn),
             }
+            // Release: after the swap above, also for who finds the word of a dead daemon.
+            word.fetch_and(!bits.latched, Ordering::Release);
         }
     }
 

@@ -37,7 +37,7 @@ pub mod query {
     pub const STATUS: u32 = 0;
     /// Text, as a monitor's `info pic`.
     pub const PIC: u32 = 1;
-    /// JSON lines: the claimed sources.
+    /// Text: a line for each claimed source.
     pub const SOURCES: u32 = 2;
     /// One JSON object: the vCPU whose server number is `argument`.
     pub const VCPU: u32 = 3;

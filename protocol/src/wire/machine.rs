@@ -45,8 +45,8 @@ wire_structs! {
     pub struct ResumeReply {
         /// QUIESCEs still open.
         pub depth: u32,
-        /// Latched sources replayed.
-        pub replayed: u32,
+        /// Zero.
+        pub zero: u32,
     }
 
     /// 0x1047: what the daemon logs.

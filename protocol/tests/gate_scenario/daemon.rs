@@ -5,7 +5,7 @@
 //! them in step. Left out is what no thread of the VMM reads: OV5_BYTE_23, reply records, kicks.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use papr_intc_protocol::layout::storage::TableStorage;
 
@@ -100,13 +100,6 @@ fn at_the_gate(who: Who, work: Work) {
     }
 }
 
-fn other(mode: Mode) -> Mode {
-    match mode {
-        Mode::Xics => Mode::Xive,
-        Mode::Xive => Mode::Xics,
-    }
-}
-
 /// A daemon's thread, and how many operations it has.
 pub struct Daemon {
     pub thread: Thread,
@@ -135,38 +128,99 @@ impl Daemon {
         self
     }
 
-    /// One barrier: four operations.
-    pub fn barrier(self, work: Work) -> Self {
-        let after = self.operations + 4;
+    /// Latches the gate, and waits for the transitions under way.
+    pub fn latch(self) -> Self {
         self.op("latch", |cx, who| {
             set_gate(Gate::Latch);
             if FAULT.get() != Fault::WorkEarly {
                 grace(cx, who);
             }
-            // Where devices latch from now on, for the fault below.
-            cx.set_local(0, u64::from(State::read(&Words).mode == Mode::Xive));
             Then::Next
         })
-        .op("work", move |_, who| {
+    }
+
+    /// The work of a barrier alone.
+    pub fn work(self, work: Work) -> Self {
+        self.op("work", move |_, who| {
             at_the_gate(who, work);
             Then::Next
         })
-        .op("open", move |cx, who| {
+    }
+
+    /// A barrier whose deadline passes at once: the gate as it was, and the replay when nobody latches
+    /// any more (`give_up`, `reopen`, `poll_reopening`).
+    pub fn given_up(self) -> Self {
+        let after = self.operations + 2;
+        self.op("latch, give up", move |cx, who| {
+            set_gate(Gate::Latch);
             if depth() != 0 {
                 return Then::Goto(after);
             }
             set_gate(Gate::Open);
-            if FAULT.get() != Fault::ReplayEarly {
-                grace(cx, who);
-            }
+            grace(cx, who);
             Then::Next
         })
         .op("replay", |cx, who| {
+            cx.ghost(|g| g[REPLAYING] = 1);
+            replay_all(&plane(who).controller());
+            Then::Next
+        })
+    }
+
+    /// A barrier that answers before everybody who latched has left; the next one follows.
+    pub fn hurried(self, work: Work) -> Self {
+        self.latch()
+            .op("work", move |cx, who| {
+                cx.ghost(|g| g[ALONE] = 1);
+                at_the_gate(who, work);
+                Then::Next
+            })
+            .op("open", |_, _| {
+                set_gate(Gate::Open);
+                Then::Next
+            })
+    }
+
+    /// One barrier: four operations.
+    pub fn barrier(self, work: Work) -> Self {
+        let after = self.operations + 4;
+        self.latch()
+            .op("work", move |cx, who| {
+                cx.ghost(|g| g[ALONE] = 1);
+                at_the_gate(who, work);
+                Then::Next
+            })
+            .op("open", move |cx, who| {
+                if depth() != 0 {
+                    return Then::Goto(after);
+                }
+                set_gate(Gate::Open);
+                if FAULT.get() != Fault::ReplayEarly {
+                    grace(cx, who);
+                }
+                Then::Next
+            })
+            .op("replay", |cx, who| {
+                cx.ghost(|g| g[REPLAYING] = 1);
+                let plane = plane(who);
+                let c = plane.controller();
+                replay_all(&c);
+                Then::Next
+            })
+    }
+
+    /// The guest unmasks a source in the controller that is active then.
+    pub fn unmasking(self, lisn: u32) -> Self {
+        self.op("unmask", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            let began = [Mode::Xics, Mode::Xive][cx.local(0) as usize];
-            let from = began;
-            claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, from));
+            match c.state.mode {
+                Mode::Xics => c.xics.int_on(lisn).unwrap(),
+                Mode::Xive => {
+                    // SET_PQ_00 in the management page.
+                    c.xive.esb_load(u64::from(lisn) << 17 | 0x10c00, 8);
+                }
+            }
             Then::Next
         })
     }
@@ -191,17 +245,17 @@ impl Daemon {
         .op("recover", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            if c.state.executor == Executor::Daemon {
-                redo_forwards(&c);
-            }
-            if depth() == 0 {
+            claimed(Table::Claimed).for_each(|lisn| {
+                c.xive.redo_forward(lisn);
+            });
+            if depth() == 0 && c.state.mode == Mode::Xics {
                 c.xics.recover();
             } else {
                 c.xics.take_back();
             }
             Then::Next
         })
-        .op("open", move |_, _| {
+        .op("open", move |cx, who| {
             let gate = if depth() == 0 {
                 Gate::Open
             } else {
@@ -212,24 +266,27 @@ impl Daemon {
                 executor,
                 ..State::read(&Words)
             });
+            if gate == Gate::Latch {
+                return Then::Finish;
+            }
+            if FAULT.get() != Fault::StartAtOnce {
+                grace(cx, who);
+            }
             Then::Next
         })
-        .op("resignal", |_, who| {
-            let plane = plane(who);
-            let c = plane.controller();
-            if c.state.gate == Gate::Open {
-                claimed(Table::Claimed).for_each(|lisn| c.replay(lisn, other(c.state.mode)));
-            }
+        .op("replay", |_, who| {
+            replay_all(&plane(who).controller());
             Then::Next
         })
     }
 }
 
-fn redo_forwards(c: &At<'_>) {
+fn replay_all(c: &At<'_>) {
     for lisn in claimed(Table::Claimed) {
-        let word = Words.page(Page::Source(lisn));
-        if word.fetch_and(!source::FORWARDS, AcqRel) & source::FORWARDS != 0 {
-            let _ = c.xive.route(lisn);
+        match (FAULT.get(), c.state.mode) {
+            (Fault::OneModeReplayed, Mode::Xics) => c.xics.replay(lisn),
+            (Fault::OneModeReplayed, Mode::Xive) => c.xive.replay(lisn),
+            _ => c.replay(lisn),
         }
     }
 }

@@ -41,6 +41,7 @@ pub const DEPTH: Key = Key::Table(Table::Header(header::QUIESCE_DEPTH));
 pub const CURSOR: Key = Key::Page(Page::EndCursor(END));
 pub const ICP: Key = Key::Page(Page::Icp(0));
 pub const RING: Key = Key::Page(Page::Tima(0));
+pub const EPOCH_OF_VCPU: Key = Key::Page(Page::Epoch(0));
 pub const JOURNAL: Key = Key::Table(Table::Journal(journal::XICS));
 /// TRIGGER messages sent and not yet served.
 pub const MESSAGES: Key = Key::User(0);
@@ -54,8 +55,14 @@ pub const PRESENTS: usize = 3;
 pub const STATE_NOW: usize = 4;
 /// Thread + 1 that holds the END lock.
 pub const HOLDER: usize = 5;
-/// From here on: the scenario's own.
-pub const OWN: usize = 6;
+/// 1 from the first grace period's end until the gate opens.
+pub const ALONE: usize = 6;
+/// QUIESCEs open now, as far as they changed; + 1.
+pub const DEPTH_NOW: usize = 7;
+/// 1 if the vCPU's thread entered its transition before the gate was latched.
+pub const ENTERED_BEFORE: usize = 8;
+/// 1 once the second grace period is over.
+pub const REPLAYING: usize = 9;
 
 /// What is wrong with the daemon of a refutation.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,7 +74,7 @@ pub enum Fault {
     ReplayEarly,
     /// `copy_levels` takes its first look for the second.
     CopyOnce,
-    /// It replays only what was recorded in the mode that the barrier found.
+    /// It replays what was recorded in the words of the active controller.
     OneModeReplayed,
     /// START opens the gate and replays at once.
     StartAtOnce,
@@ -110,7 +117,9 @@ impl GateWord {
 
 impl AtomicWord for GateWord {
     fn load(&self, order: Ordering) -> u64 {
-        let Self::Shared(key) = self else { return 0 };
+        if matches!(self, Self::Idle) {
+            return 0;
+        }
         if !COPYING.get() {
             return self.word().load(order);
         }
@@ -237,8 +246,13 @@ pub struct Start {
     pub mode: Mode,
     pub claimed: &'static [u32],
     pub masked: bool,
+    /// The LSI's VMM input is high, in both words.
+    pub high: bool,
     /// QUIESCEs open; the gate is latched if there are any.
     pub depth: u64,
+    pub executor: Executor,
+    /// How many threads are daemons: the first ones.
+    pub daemons: usize,
 }
 
 impl Start {
@@ -247,7 +261,10 @@ impl Start {
             mode,
             claimed,
             masked: false,
+            high: false,
             depth: 0,
+            executor: Executor::FrontEnd,
+            daemons: 1,
         }
     }
 
@@ -285,6 +302,9 @@ impl Start {
             let pq = if self.masked { source::Q } else { 0 };
             word(source_word(Mode::Xive, lisn)).store(pq, Relaxed);
         }
+        for mode in [Mode::Xics, Mode::Xive].into_iter().filter(|_| self.high) {
+            word(source_word(mode, LSI)).fetch_or(level_bits(mode)[0], Relaxed);
+        }
         word(ICP).fetch_and(icp::TAG - 1, Relaxed);
         word(DEPTH).store(self.depth, Relaxed);
         word(STATE).store(self.state().to_word(), Relaxed);
@@ -299,7 +319,7 @@ impl Start {
             } else {
                 Gate::Latch
             },
-            executor: Executor::FrontEnd,
+            executor: self.executor,
             cas_xive: self.mode == Mode::Xive,
         }
     }
@@ -311,8 +331,8 @@ impl Start {
             .setup(move || self.set_up())
             .var(STATE)
             .var(DEPTH)
-            .observer(move |g, c| watch(self.state(), g, c))
-            .limit(3_000_000);
+            .observer(move |g, c| watch(self, g, c))
+            .limit(200_000);
         for lisn in (0..BASE + 2).filter(|l| !self.claimed.contains(l)) {
             scenario = scenario.fix(source_word(Mode::Xive, lisn));
             if lisn >= BASE {
@@ -334,41 +354,68 @@ fn place(lisn: u32) -> usize {
     UNSERVED + (lisn == LSI) as usize
 }
 
-/// Counts deliveries; judges who makes them, and who changes the cursor.
-pub fn watch(first: State, g: &mut Ghost, c: Change) {
-    let now = match g[STATE_NOW] {
-        0 => first,
-        word => State::from_word(word),
+/// What the observer sees at a change: the state word in force, and how far a barrier is.
+struct Moment {
+    state: State,
+    quiesced: bool,
+    daemon: bool,
+}
+
+/// Counts deliveries; judges who makes them, when, and who changes the cursor.
+pub fn watch(start: Start, g: &mut Ghost, c: Change) {
+    let now = Moment {
+        state: match g[STATE_NOW] {
+            0 => start.state(),
+            word => State::from_word(word),
+        },
+        quiesced: match g[DEPTH_NOW] {
+            0 => start.depth > 0,
+            depth => depth > 1,
+        },
+        daemon: c.thread < start.daemons,
     };
     match c.key {
-        STATE => g[STATE_NOW] = c.new,
+        STATE => {
+            g[STATE_NOW] = c.new;
+            if State::from_word(c.new).gate == Gate::Open {
+                g[ALONE] = 0;
+            }
+        }
+        DEPTH => g[DEPTH_NOW] = c.new + 1,
+        EPOCH_OF_VCPU if c.new & 1 == 1 => {
+            g[ENTERED_BEFORE] = u64::from(g[STATE_NOW] == 0);
+        }
         Key::Ram(_) => {
-            assert_eq!(now.mode, Mode::Xive, "an entry while XICS is active");
-            g[place(c.new as u32 & 0x7fff_ffff)] = 0;
-            g[ENTRIES] += 1;
+            assert_eq!(now.state.mode, Mode::Xive, "an entry while XICS is active");
+            delivered(g, c.new as u32 & 0x7fff_ffff, ENTRIES, &now);
         }
         ICP => {
             let shown = icp::xisr(c.new);
             if shown != icp::xisr(c.old) && shown >= BASE {
-                assert_eq!(now.mode, Mode::Xics, "a XISR while XIVE is active");
-                g[place(shown)] = 0;
-                g[PRESENTS] += 1;
+                assert_eq!(now.state.mode, Mode::Xics, "a XISR while XIVE is active");
+                delivered(g, shown, PRESENTS, &now);
             }
         }
         CURSOR => {
             let holder = c.thread as u64 + 1;
-            if c.new & cursor::LOCKED != 0 {
-                g[HOLDER] = holder;
-            } else {
-                assert!(
-                    g[HOLDER] == holder || c.old & cursor::LOCKED == 0,
-                    "the cursor changed under another's lock"
-                );
-                g[HOLDER] = 0;
-            }
+            let free = c.old & cursor::LOCKED == 0;
+            let locks = c.new & cursor::LOCKED != 0;
+            // A daemon's lock may be taken over by who knows that it is dead.
+            let may = free || g[HOLDER] == holder || locks && c.old & cursor::DGEN != 0;
+            assert!(may, "the cursor changed under another's lock");
+            g[HOLDER] = if locks { holder } else { 0 };
         }
         _ => (),
     }
+}
+
+fn delivered(g: &mut Ghost, lisn: u32, how: usize, now: &Moment) {
+    if g[ALONE] != 0 {
+        assert!(now.daemon, "a delivery by a thread of the VMM at the gate");
+        assert!(!now.quiesced, "a delivery in a quiesced machine");
+    }
+    g[place(lisn)] = 0;
+    g[how] += 1;
 }
 
 /// A device thread that triggers the MSI so often, by message where it must.

@@ -210,6 +210,7 @@ fn words_of_pages_have_their_bits() {
         ("RESAMPLE_DUE", source::RESAMPLE_DUE),
         ("LATCHED", source::LATCHED),
         ("TOGGLE", source::TOGGLE),
+        ("DAEMON_FORWARD", source::DAEMON_FORWARD),
         ("FORWARDS", source::FORWARDS),
     ] {
         field("S-22", plain, name, mask);

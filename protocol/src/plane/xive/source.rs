@@ -10,7 +10,7 @@ use super::{Busy, Xive, all_ones};
 use crate::layout::machine::ESB_SHIFT;
 use crate::layout::words::source;
 use crate::layout::{AtomicWord, Page, Storage, Table};
-use crate::plane::{Host, LevelInput};
+use crate::plane::{Host, LevelInput, LockOwner};
 
 /// Pure PQ tables (xive.md §2.2, §2.7). Values are the two low bits of a source word.
 pub mod pq {
@@ -102,14 +102,9 @@ fn level_bit(input: LevelInput) -> u64 {
     }
 }
 
-/// A word with PQ replaced, and one more running forward if `forward`.
-fn with(word: u64, pq: u64, forward: bool) -> u64 {
-    let word = word & !source::PQ | pq;
-    if forward {
-        word.wrapping_add(source::FORWARD)
-    } else {
-        word
-    }
+/// A word with PQ replaced, and one more running forward if `forward` is not 0.
+fn with(word: u64, pq: u64, forward: u64) -> u64 {
+    (word & !source::PQ | pq).wrapping_add(forward)
 }
 
 impl<S: Storage, H: Host> Xive<'_, S, H> {
@@ -277,7 +272,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
         let word = self.storage.page(Page::Source(lisn));
         let (old, _) = Self::update(word, |w| {
             let (bits, (pq, forward)) = rule(w);
-            with(bits, pq, forward)
+            with(bits, pq, if forward { self.one_forward() } else { 0 })
         });
         // The rule is pure: what it says of `old` is what was stored.
         let (_, (_, forward)) = rule(old);
@@ -285,6 +280,27 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             self.forward(lisn);
         }
         (old, forward)
+    }
+
+    /// What a forward of this host adds to the word while it runs. A daemon's is marked, so that its
+    /// successor finds it. It has one thread, and so one forward at most.
+    fn one_forward(&self) -> u64 {
+        match self.host.lock_owner() {
+            LockOwner::FrontEnd => source::FORWARD,
+            LockOwner::Daemon { .. } => source::FORWARD | source::DAEMON_FORWARD,
+        }
+    }
+
+    /// The forward that a dead daemon had begun runs again, by its successor; the event may be queued
+    /// twice. `false`: there was none. Done before the successor forwards anything of its own.
+    pub fn redo_forward(&self, lisn: u32) -> bool {
+        let word = self.storage.page(Page::Source(lisn));
+        // Acquire pairs with the step that counted it.
+        let begun = word.load(Ordering::Acquire) & source::DAEMON_FORWARD != 0;
+        if begun {
+            self.forward(lisn);
+        }
+        begun
     }
 
     /// Routes an event that the word already counts.
@@ -302,7 +318,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             });
         }
         // Release pairs with the Acquire load in `sync`: count 0 means that the entries are visible.
-        let _ = word.fetch_sub(source::FORWARD, Ordering::Release);
+        let _ = word.fetch_sub(self.one_forward(), Ordering::Release);
     }
 }
 
