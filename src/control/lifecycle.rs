@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use super::host::DaemonHost;
 use super::journal::Operation;
 use super::{Control, Core, Refused};
+use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, Said, SharedMemory};
 
 /// Name and version, for people.
@@ -173,7 +174,7 @@ impl<M: QueueMemory + Clone> Control<M> {
     fn core_on(&self, memory: SharedMemory) -> Result<Core<M>, Refused> {
         let storage = memory.storage.clone();
         let host = DaemonHost::new(self.ram.clone(), storage.clone(), memory.generation);
-        let plane = Plane::new(storage, host, memory.machine);
+        let plane = Plane::new(Staged::new(storage), host, memory.machine);
         let plane = plane.ok_or_else(|| Refused::Value("the machine has no geometry".into()))?;
         Ok(Core { memory, plane })
     }
@@ -258,6 +259,7 @@ impl<M: QueueMemory> Core<M> {
     fn recover(&self) -> (u32, u32) {
         let c = self.controller();
         let mut in_doubt = 0;
+        let committed = u32::from(self.exact().recover());
         if c.state.executor == Executor::Daemon {
             in_doubt = self.redo_forwards();
         }
@@ -267,7 +269,7 @@ impl<M: QueueMemory> Core<M> {
             c.xics.take_back();
         }
         let Some((ticket, operation)) = self.journal().open() else {
-            return (0, in_doubt);
+            return (committed, in_doubt);
         };
         log::info!("recovering: {operation:?} of channel {}", ticket.channel);
         if self.redo(operation) {
@@ -275,7 +277,7 @@ impl<M: QueueMemory> Core<M> {
         } else {
             self.journal().abandon();
         }
-        (1, in_doubt)
+        (committed + 1, in_doubt)
     }
 
     /// The VMM that ran transitions is gone, with all its threads: their epochs are over, their END
