@@ -324,7 +324,8 @@ impl<M: QueueMemory> Core<M> {
         }
     }
 
-    /// Remote mode: forwards that died with the daemon run again. Each may queue its event twice.
+    /// Forwards that died with their executor run again. Each may queue its event twice. An executing
+    /// daemon leaves none (`exact`).
     fn redo_forwards(&self) -> u32 {
         let c = self.controller();
         let mut redone = 0;
