@@ -117,7 +117,10 @@ impl<M: QueueMemory + Clone> Control<M> {
         }
         let code = incoming.code;
         let replayed = incoming.head.flags & REPLAY != 0 && is_kept(code);
-        if replayed && let Some(payload) = self.core()?.journal().replay(ticket) {
+        if replayed
+            && let Ok(core) = self.core()
+            && let Some(payload) = core.journal().replay(ticket)
+        {
             let reply = Some(payload);
             return Ok(Served {
                 reply,

@@ -87,7 +87,8 @@ where
         let now = |i: usize| self.slots[i].load(Ordering::Relaxed);
         let words = copies.words.drain(..).enumerate();
         words
-            .filter_map(|(i, (at, was))| (now(i) != was).then(|| (at, now(i))))
+            .filter(|(i, (_, was))| now(*i) != *was)
+            .map(|(i, (at, _))| (at, now(i)))
             .collect()
     }
 

@@ -143,6 +143,9 @@ impl QueueMemory for Shared {
 }
 
 type TestPlane = Plane<Staged<Shared>, DaemonHost<Shared, Shared>>;
+type Before = fn(&Ctl<'_>);
+type Operation = fn(&Ctl<'_>) -> u64;
+type Call = (&'static str, Before, Operation);
 type Ctl<'a> = Controller<'a, Staged<Shared>, DaemonHost<Shared, Shared>>;
 
 /// One operation on one state.
@@ -150,9 +153,9 @@ struct Case {
     name: &'static str,
     mode: Mode,
     compat: Compat,
-    before: fn(&Ctl<'_>),
+    before: Before,
     /// None: the irqfd of [`MSI`] is readable.
-    operation: Option<fn(&Ctl<'_>) -> u64>,
+    operation: Option<Operation>,
 }
 
 /// What can be seen after it: pages, tables behind the journal, RAM, the answer.
@@ -343,7 +346,7 @@ fn serving(c: &Ctl<'_>) {
     c.xics.accept(0);
 }
 
-const XICS: &[(&str, fn(&Ctl<'_>), fn(&Ctl<'_>) -> u64)] = &[
+const XICS: &[Call] = &[
     ("H_XIRR", both, |c| c.xics.accept(0).into()),
     ("H_XIRR of nothing", nothing, |c| c.xics.accept(0).into()),
     ("trigger", nothing, |c| (c.trigger(MSI), 0).1),
@@ -377,7 +380,7 @@ const XICS: &[(&str, fn(&Ctl<'_>), fn(&Ctl<'_>) -> u64)] = &[
     ("vCPU reset", both, |c| (c.xics.vcpu_reset(0), 0).1),
 ];
 
-const XIVE: &[(&str, fn(&Ctl<'_>), fn(&Ctl<'_>) -> u64)] = &[
+const XIVE: &[Call] = &[
     ("acknowledge", both, |c| c.xive.tima_load(0, OS + 0x810, 2)),
     ("CPPR", both, |c| (c.xive.set_cppr(0, 4), 0).1),
     ("trigger", nothing, |c| (c.trigger(MSI), 0).1),
@@ -408,8 +411,8 @@ const XIVE: &[(&str, fn(&Ctl<'_>), fn(&Ctl<'_>) -> u64)] = &[
 
 fn cases() -> impl Iterator<Item = Case> {
     let lists = [(Mode::Xics, XICS), (Mode::Xive, XIVE)];
-    let of = |compat, mode, list: &'static [(_, _, _)]| {
-        let irqfd: [(_, fn(&Ctl<'_>)); 3] = [
+    let of = |compat, mode, list: &'static [Call]| {
+        let irqfd: [(_, Before); 3] = [
             ("irqfd", nothing),
             ("irqfd, pending", twice),
             ("irqfd, displaced", both),
