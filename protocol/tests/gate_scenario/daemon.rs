@@ -5,7 +5,7 @@
 //! them in step. Left out is what no thread of the VMM reads: OV5_BYTE_23, reply records, kicks.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use papr_intc_protocol::layout::storage::TableStorage;
 
@@ -209,6 +209,15 @@ impl Daemon {
             })
     }
 
+    /// The front-end sends RESUME again, if the header says that it was not executed.
+    pub fn resumed_again(self) -> Self {
+        self.op("asked again", |_, _| match depth() {
+            0 => Then::Finish,
+            _ => Then::Next,
+        })
+        .barrier(Work::Resume(None))
+    }
+
     /// The guest unmasks a source in the controller that is active then.
     pub fn unmasking(self, lisn: u32) -> Self {
         self.op("unmask", move |_, who| {
@@ -238,6 +247,7 @@ impl Daemon {
 
     /// START of a daemon that follows thread [`DAEMON`], once that has stopped.
     pub fn start(self, executor: Executor) -> Self {
+        let after = self.operations + 4;
         self.op("fence", |cx, _| {
             cx.wait(|| word(Key::Stopped(DAEMON)).load(Relaxed) != 0);
             Then::Next
@@ -245,9 +255,11 @@ impl Daemon {
         .op("recover", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            claimed(Table::Claimed).for_each(|lisn| {
-                c.xive.redo_forward(lisn);
-            });
+            if FAULT.get() != Fault::ForwardLeft {
+                claimed(Table::Claimed).for_each(|lisn| {
+                    c.xive.redo_forward(lisn);
+                });
+            }
             if depth() == 0 && c.state.mode == Mode::Xics {
                 c.xics.recover();
             } else {
@@ -267,7 +279,7 @@ impl Daemon {
                 ..State::read(&Words)
             });
             if gate == Gate::Latch {
-                return Then::Finish;
+                return Then::Goto(after);
             }
             if FAULT.get() != Fault::StartAtOnce {
                 grace(cx, who);

@@ -76,6 +76,8 @@ pub enum Fault {
     CopyOnce,
     /// It replays what was recorded in the words of the active controller.
     OneModeReplayed,
+    /// START does not look for the forward of the dead daemon.
+    ForwardLeft,
     /// START opens the gate and replays at once.
     StartAtOnce,
 }
