@@ -257,10 +257,8 @@ impl<M: QueueMemory> Core<M> {
     /// how many sources were in doubt. Can itself be cut and done again.
     fn recover(&self) -> (u32, u32) {
         let c = self.controller();
-        let redone = self
-            .claims()
-            .claimed()
-            .filter(|lisn| c.xive.redo_forward(*lisn));
+        let claims = self.claims();
+        let redone = claims.claimed().filter(|l| c.xive.redo_forward(*l));
         let in_doubt = redone.count() as u32;
         // While XIVE is active nothing is presented by XICS.
         if self.depth() == 0 && c.state.mode == Mode::Xics {

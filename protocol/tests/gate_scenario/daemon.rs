@@ -5,13 +5,16 @@
 //! them in step. Left out is what no thread of the VMM reads: OV5_BYTE_23, reply records, kicks.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use papr_intc_protocol::layout::storage::TableStorage;
-
-use super::*;
+use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word as header};
+use papr_intc_protocol::layout::storage::{AtomicWord, Table, TableStorage};
 use papr_intc_protocol::plane::Controller;
 use papr_intc_protocol::plane::epoch::GracePeriod;
+
+use super::words::{COPYING, FAULT, GateWord, LOOKED};
+use super::{ALONE, DAEMON, Fault, MESSAGES, MSI, REPLAYING, Who, Words, plane};
+use crate::explorer::{Cx, Key, Then, Thread, word};
 
 /// What is done at the latched gate.
 #[derive(Clone, Copy, Debug)]
