@@ -46,7 +46,8 @@ fn traces() -> Vec<PathBuf> {
 fn replay_one(path: &Path, start: &mut Start<'_>) -> Report {
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
     let text = engine::files::read(path).unwrap();
-    engine::replay(&name, &text, true, start).unwrap_or_else(|e| panic!("{name}: {e}"))
+    engine::replay(&name, &text, true, start, &mut ModelGuest::recorded)
+        .unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 fn replay_all(start: &mut Start<'_>) -> Report {
@@ -222,7 +223,7 @@ fn a_recording_that_says_otherwise_differs() {
         .unwrap()
         .replacen("irqcheck => 0", "irqcheck => 1", 1);
     let start = &mut |shape: &Shape| ModelGuest::start(shape, Rules::QEMU_7_2);
-    let report = engine::replay("changed", &text, true, start).unwrap();
+    let report = engine::replay("changed", &text, true, start, &mut ModelGuest::recorded).unwrap();
     assert_ne!(report.different, 0);
     assert!(report.first[0].contains("want 1\n"), "{}", report.first[0]);
 }
@@ -238,7 +239,7 @@ fn a_boot_recording_with_sparse_servers_a_switch_and_a_reset_replays() {
         &mut |shape| DaemonGuest::start(shape, Compat::Qemu72, Way::Mapped, &daemon),
     ];
     for start in starts {
-        let report = engine::replay("boot", BOOT, true, start).unwrap();
+        let report = engine::replay("boot", BOOT, true, start, &mut ModelGuest::recorded).unwrap();
         assert_eq!(
             (report.different, report.known["F-ESB-SWAP"]),
             (0, 1),
@@ -261,7 +262,7 @@ fn a_boot_recording_with_another_effect_differs() {
         assert!(BOOT.contains(from));
         let text = BOOT.replacen(from, to, 1);
         let start = &mut |shape: &Shape| ModelGuest::start(shape, Rules::QEMU_7_2);
-        let report = engine::replay("boot", &text, true, start).unwrap();
+        let report = engine::replay("boot", &text, true, start, &mut ModelGuest::recorded).unwrap();
         assert_eq!(report.different, 1, "{from} -> {to}: {:?}", report.first);
     }
 }
@@ -276,7 +277,7 @@ fn only_marked_results_are_excused() {
     };
     let run = |note: &str, strict: bool| {
         let start = &mut |shape: &Shape| ModelGuest::start(shape, Rules::QEMU_7_2);
-        engine::replay("t", &trace(note), strict, start).unwrap()
+        engine::replay("t", &trace(note), strict, start, &mut ModelGuest::recorded).unwrap()
     };
     assert_eq!(run("", false).different, 1);
     assert_eq!(run(" ; odd:unclaimed", true).different, 0);

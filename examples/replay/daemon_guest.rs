@@ -46,6 +46,7 @@ pub struct DaemonGuest {
     way: Way,
     executor: Executor,
     operations: u32,
+    switches: u64,
     /// The daemon's picture of its state, until the next operation.
     pic: Option<String>,
 }
@@ -104,6 +105,7 @@ impl DaemonGuest {
             way,
             executor,
             operations: 0,
+            switches: 0,
             pic: None,
         }))
     }
@@ -125,6 +127,7 @@ impl DaemonGuest {
             };
             self.intc.quiesce(PATIENCE)?;
             self.intc.resume(Some(self.executor))?;
+            self.switches += 1;
         }
         Ok(())
     }
@@ -314,5 +317,9 @@ impl Guest for DaemonGuest {
         } else {
             Err(GuestError(format!("no RAM at {gpa:#x}")))
         }
+    }
+
+    fn switches(&self) -> u64 {
+        self.switches
     }
 }

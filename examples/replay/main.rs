@@ -92,8 +92,10 @@ fn main() -> ExitCode {
             || path.display().to_string(),
             |n| n.to_string_lossy().into_owned(),
         );
-        let replayed = engine::files::read(path)
-            .and_then(|text| engine::replay(&name, &text, options.strict, &mut *start));
+        let replayed = engine::files::read(path).and_then(|text| {
+            let models = &mut ModelGuest::recorded;
+            engine::replay(&name, &text, options.strict, &mut *start, models)
+        });
         match replayed {
             Ok(report) => {
                 println!("{name}: {report}");

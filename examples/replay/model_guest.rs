@@ -3,6 +3,7 @@
 use super::engine::guest::{
     CasReply, Guest, IcMode, IcpState, IcsState, Outcome, Reply, RtasCall, Shape, Space,
 };
+use super::engine::rows::Row;
 use super::model::machine::{self, Machine, Rtas};
 use super::model::rules::Rules;
 use super::model::xive::Layout;
@@ -13,6 +14,12 @@ pub struct ModelGuest {
 }
 
 impl ModelGuest {
+    /// A machine at compat level `qemu-7.2`, but with QEMU's side of these rows.
+    pub fn recorded(shape: &Shape, rows: &[Row]) -> Outcome<Box<dyn Guest>> {
+        let quirk = |rules: Rules, row: &Row| rules.with_quirk(row.id);
+        ModelGuest::start(shape, rows.iter().fold(Rules::QEMU_7_2, quirk))
+    }
+
     /// A machine of this shape with these rules.
     pub fn start(shape: &Shape, rules: Rules) -> Outcome<Box<dyn Guest>> {
         let mut machine = Machine::new(&machine::Shape {
@@ -112,6 +119,7 @@ impl Guest for ModelGuest {
     }
 
     fn line(&mut self, server: u32) -> Outcome<bool> {
+        self.machine.look_at_lines();
         Ok(self.machine.line(server))
     }
 

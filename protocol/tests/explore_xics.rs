@@ -102,18 +102,41 @@ fn a_tightened_cppr_rejects_an_msi_or_an_ipi() {
     });
 }
 
-#[test]
-fn two_vcpus_pass_over_one_slice() {
+/// A vCPU that only opens its CPPR, and does not serve.
+fn opens(k: u32) -> Thread {
+    Thread::new("vcpu").op("H_CPPR", move |_| {
+        xics(&VMM, |x| x.set_cppr(k, 0xff));
+        Then::Next
+    })
+}
+
+/// Source 1 goes to vCPU 1; its index bit is set though it does not wait; nobody serves.
+fn stale_bit() -> Machinery {
     let mut m = Machinery::of(&[msi(0, 0, 5), msi(1, 1, 5)]);
     m.cppr = [0, 0];
     m.stale = 2;
-    both("two passes, a stale bit, one vCPU serves", m, |s| {
-        s.thread(Thread::new("vcpu 0").op("H_CPPR", |_| {
-            xics(&VMM, |x| x.set_cppr(0, 0xff));
-            Then::Next
-        }))
-        .thread(vcpu(m, 1, &[Own::Cppr(0xff)]))
-        .thread(device(m, &[Dev::Trigger(1)]))
+    m.served = [false; 2];
+    m
+}
+
+#[test]
+fn a_pass_clears_a_stale_bit_beside_a_refusal() {
+    let m = stale_bit();
+    for k in [0, 1] {
+        both(&format!("pass of vCPU {k}, a stale bit"), m, |s| {
+            s.thread(opens(k)).thread(device(m, &[Dev::Trigger(1)]))
+        });
+    }
+}
+
+#[test]
+#[ignore = "a minute"]
+fn two_vcpus_pass_over_one_slice() {
+    let m = stale_bit();
+    both("two passes, a stale bit", m, |s| {
+        s.thread(opens(0))
+            .thread(opens(1))
+            .thread(device(m, &[Dev::Trigger(1)]))
     });
 }
 
@@ -123,7 +146,7 @@ fn two_vcpus_pass_over_one_slice_and_serve() {
     let mut m = Machinery::of(&[msi(0, 0, 5), msi(1, 1, 5)]);
     m.cppr = [0, 0];
     m.stale = 2;
-    both("two passes, a stale bit", m, |s| {
+    both("two passes, a stale bit, both serve", m, |s| {
         s.thread(vcpu(m, 0, &[Own::Cppr(0xff)]))
             .thread(vcpu(m, 1, &[Own::Cppr(0xff)]))
             .thread(device(m, &[Dev::Trigger(1)]))

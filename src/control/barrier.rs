@@ -78,7 +78,7 @@ impl<M: QueueMemory> Core<M> {
             }
             Work::Quiesce => self
                 .memory
-                .set_header(word::QUIESCE_DEPTH, self.depth() + 1),
+                .set_header(word::QUIESCE_DEPTH, self.depth().saturating_add(1)),
             Work::Resume(executor) => {
                 let depth = self.depth().saturating_sub(1);
                 self.memory.set_header(word::QUIESCE_DEPTH, depth);

@@ -89,7 +89,8 @@ impl<'a, S: TableStorage> Claims<'a, S> {
         }
     }
 
-    fn check_range(&self, first: u32, count: u32) -> Result<(), Refused> {
+    /// Refuses numbers that are not the machine's to claim.
+    pub(super) fn check_range(&self, first: u32, count: u32) -> Result<(), Refused> {
         let end = u64::from(first) + u64::from(count);
         // The IPI numbers below the XICS base belong to the machine.
         if first < self.machine.xics_base || end > u64::from(self.machine.sources) {

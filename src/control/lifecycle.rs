@@ -14,7 +14,7 @@ use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use std::sync::atomic::Ordering;
 
 use super::host::DaemonHost;
-use super::journal::Operation;
+use super::journal::{Operation, Ticket};
 use super::{Control, Core, Refused};
 use crate::memory::{QueueMemory, Said, SharedMemory};
 
@@ -258,7 +258,7 @@ impl<M: QueueMemory> Core<M> {
     fn recover(&self) -> (u32, u32) {
         let c = self.controller();
         let claims = self.claims();
-        let redone = claims.claimed().filter(|l| c.xive.redo_forward(*l));
+        let redone = claims.claimed().filter(|lisn| c.xive.redo_forward(*lisn));
         let in_doubt = redone.count() as u32;
         // While XIVE is active nothing is presented by XICS.
         if self.depth() == 0 && c.state.mode == Mode::Xics {
@@ -270,7 +270,10 @@ impl<M: QueueMemory> Core<M> {
             return (0, in_doubt);
         };
         log::info!("recovering: {operation:?} of channel {}", ticket.channel);
-        if self.redo(operation) {
+        if !self.is_possible(ticket, operation) {
+            log::error!("the journal is damaged, its operation is dropped");
+            self.journal().abandon();
+        } else if self.redo(operation) {
             self.journal().finish(ticket);
         } else {
             self.journal().abandon();
@@ -292,6 +295,18 @@ impl<M: QueueMemory> Core<M> {
             cursor.fetch_and(!cursor::LOCK, Ordering::AcqRel);
         }
         self.redo_forwards();
+    }
+
+    /// The journal comes from shared memory: it may name what the machine does not have. Queues and
+    /// routings are checked where they are redone.
+    fn is_possible(&self, ticket: Ticket, operation: Operation) -> bool {
+        let numbers = match operation {
+            Operation::Claim { first, count, .. } | Operation::Free { first, count } => {
+                self.claims().check_range(first, count)
+            }
+            Operation::Queue { .. } | Operation::Route { .. } => Ok(()),
+        };
+        ticket.channel <= self.machine().servers && numbers.is_ok()
     }
 
     /// `true` if the operation is complete now, `false` if it never happened.

@@ -87,12 +87,17 @@ fn on_vcpu_channel(code: u32) -> bool {
     )
 }
 
-/// Requests whose replies are kept, to be given again after a restart.
-fn is_kept(code: u32) -> bool {
-    matches!(
-        code,
-        Hcall::CODE | Rtas::CODE | Mmio::CODE | Claim::CODE | Free::CODE
-    )
+/// Bytes of the replies that are kept, to be given again after a restart; `None` for requests whose
+/// replies are not.
+fn kept(code: u32) -> Option<usize> {
+    match code {
+        Hcall::CODE => Some(96),
+        Rtas::CODE => Some(88),
+        Mmio::CODE => Some(24),
+        Claim::CODE => Some(8),
+        Free::CODE => Some(0),
+        _ => None,
+    }
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
@@ -108,8 +113,12 @@ impl<M: QueueMemory + Clone> Control<M> {
             return Err(Refused::Phase("this request belongs on the main socket"));
         }
         let code = incoming.code;
-        let replayed = incoming.head.flags & REPLAY != 0 && is_kept(code);
-        if replayed && let Some(payload) = self.core()?.journal().replay(ticket) {
+        let replayed = incoming.head.flags & REPLAY != 0;
+        if let (true, Some(len)) = (replayed, kept(code))
+            && let Some(payload) = self.core()?.journal().replay(ticket)
+            // Else the record is damaged, or of another request: this one has not been executed.
+            && payload.len() == len
+        {
             let reply = Some(payload);
             return Ok(Served {
                 reply,
@@ -117,7 +126,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             });
         }
         let served = self.dispatch(incoming, ticket, now)?;
-        if let (true, Some(payload), Ok(core)) = (is_kept(code), &served.reply, self.core()) {
+        if let (Some(_), Some(payload), Ok(core)) = (kept(code), &served.reply, self.core()) {
             let journal = core.journal();
             // What `finish` has recorded stays: taken back for a moment, a kill would run it again.
             if journal.last(ticket.channel) != ticket.seq {

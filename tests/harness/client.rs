@@ -143,6 +143,13 @@ impl Client {
         assert_eq!(self.call(&Ping { cookie }).unwrap().cookie, cookie);
     }
 
+    /// The daemon has not hung up, but answers HELLO.
+    pub fn is_greeted(&self) -> bool {
+        let body = wire::request_body(self.next_seq(), 0, &hello());
+        let sent = send_message(&self.socket, Hello::CODE, 0, &body, &[], LONG);
+        sent.is_ok() && recv_message(&self.socket, Some(LONG)).is_ok_and(|m| m.is_some())
+    }
+
     /// HELLO as a front-end of this build sends it.
     pub fn hello(&self) -> <Hello as Request>::Reply {
         self.call(&hello()).unwrap()

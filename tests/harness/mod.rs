@@ -28,6 +28,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use client::Client;
+
 /// Longer than anything takes; reached only when something hangs.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -250,9 +252,23 @@ pub struct Address {
 }
 
 impl Address {
-    /// A new connection.
+    /// A new connection, which the daemon may turn away.
     pub fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.path).unwrap()
+    }
+
+    /// A new connection that is being served. The last front-end may just have gone, or be on its way:
+    /// while another test forks, the child holds a copy of its socket.
+    pub fn served(&self) -> UnixStream {
+        let until = Instant::now() + LONG;
+        loop {
+            let client = Client::new(self.connect());
+            if client.is_greeted() {
+                return client.socket;
+            }
+            assert!(Instant::now() < until, "nobody serves");
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -146,7 +146,8 @@ impl Xive {
             return Err(ret::P5);
         }
         let bytes = 1u64 << size;
-        if !page.is_multiple_of(bytes) || !mem.contains(page, bytes) {
+        let anywhere = self.rules.queue_anywhere && size == 12;
+        if !page.is_multiple_of(bytes) || !(anywhere || mem.contains(page, bytes)) {
             return Err(ret::P4);
         }
         let always = args[0] & 1 != 0;
@@ -185,17 +186,19 @@ impl Xive {
         flags(args, 1)?;
         let n = self.source(args[1])?;
         let offset = args[2];
-        if offset >= 0x10000 {
+        if offset >= 0x10000 && !(self.rules.esb_crosses && offset <= 0x20000) {
             return Err(ret::P3);
         }
         if !offset.is_multiple_of(8) {
             return Err(ret::HARDWARE);
         }
+        // Counted from this source's management page, so that 10000 is the next one's trigger page.
+        let at = ((n as u64) << 17) + 0x10000 + offset;
         if args[0] & 1 != 0 {
-            self.management_store(n, offset, mem);
+            self.esb_store(at, 8, mem);
             args[0] = NOT_THERE;
         } else {
-            args[0] = self.management_load(n, offset, mem);
+            args[0] = self.esb_load(at, 8, mem);
         }
         Ok(())
     }

@@ -80,6 +80,10 @@ pub struct Machine {
     level: Vec<bool>,
     lsi: Vec<bool>,
     cas_xive: bool,
+    /// F-MMIO-XICS: the controllers have not changed yet.
+    mmio_open: bool,
+    /// F-CAS-LEVELS: the lines, by server.
+    lines: Vec<bool>,
 }
 
 impl Machine {
@@ -103,6 +107,8 @@ impl Machine {
             level: vec![false; shape.lisns as usize],
             lsi: vec![false; shape.lisns as usize],
             cas_xive: false,
+            mmio_open: shape.rules.mmio_under_xics,
+            lines: vec![false; shape.servers as usize],
         }
     }
 
@@ -196,8 +202,25 @@ impl Machine {
         }
     }
 
+    /// What the controllers did to the lines since last time. One is idle and does nothing, so there is no
+    /// order to keep; a call that reaches the idle one looks before and after.
+    pub fn look_at_lines(&mut self) {
+        for (s, line) in self.lines.iter_mut().enumerate() {
+            let ring = self.xive.as_mut().and_then(|x| x.ring[s].line_set.take());
+            let icp = self.xics.as_mut().and_then(|x| x.icp[s].line_set.take());
+            *line = ring.or(icp).unwrap_or(*line);
+        }
+    }
+
+    fn mmio_answers(&self) -> bool {
+        self.xive_active() || self.mmio_open
+    }
+
     /// Tells the active controller the levels, which may have changed while it was not active.
     fn replay_levels(&mut self) {
+        if self.rules.levels_stay {
+            return;
+        }
         for lisn in 0..self.level.len() {
             if self.lsi[lisn] {
                 self.set_level(lisn as u32, self.level[lisn]);
@@ -232,7 +255,9 @@ impl Machine {
     /// A vCPU's external interrupt line.
     pub fn line(&self, server: u32) -> bool {
         let s = server as usize;
-        if self.xive_active() {
+        if self.rules.levels_stay {
+            self.lines[s]
+        } else if self.xive_active() {
             self.xive
                 .as_ref()
                 .is_some_and(|x| x.ring[s].nsr & 0x80 != 0)
@@ -256,6 +281,9 @@ impl Machine {
 
     fn xics_call(&mut self, server: u32, opcode: u64, args: &mut [u64; 9]) -> i64 {
         let active = !self.xive_active();
+        if !active {
+            self.look_at_lines();
+        }
         let accept = self.rules.accept_in_wrong_mode && matches!(opcode, 0x74 | 0x2fc);
         match &mut self.xics {
             None => ret::FUNCTION,
@@ -263,6 +291,7 @@ impl Machine {
             Some(x) => {
                 if accept {
                     x.accept(server as usize);
+                    self.look_at_lines();
                 }
                 ret::HARDWARE
             }
@@ -281,7 +310,7 @@ impl Machine {
 
     /// A load from the source pages; they are there only while XIVE is active.
     pub fn esb_load(&mut self, offset: u64, size: u8) -> u64 {
-        let active = self.xive_active();
+        let active = self.mmio_answers();
         match &mut self.xive {
             Some(x) if active => x.esb_load(offset, size, &mut self.mem),
             _ => 0,
@@ -290,7 +319,7 @@ impl Machine {
 
     /// A store to the source pages.
     pub fn esb_store(&mut self, offset: u64, size: u8) {
-        let active = self.xive_active();
+        let active = self.mmio_answers();
         if let Some(x) = self.xive.as_mut().filter(|_| active) {
             x.esb_store(offset, size, &mut self.mem);
         }
@@ -298,7 +327,7 @@ impl Machine {
 
     /// A load from the TIMA.
     pub fn tima_load(&mut self, server: u32, offset: u64, size: u8) -> u64 {
-        let active = self.xive_active();
+        let active = self.mmio_answers();
         self.xive
             .as_mut()
             .filter(|_| active)
@@ -307,7 +336,7 @@ impl Machine {
 
     /// A store to the TIMA.
     pub fn tima_store(&mut self, server: u32, offset: u64, size: u8, value: u64) {
-        let active = self.xive_active();
+        let active = self.mmio_answers();
         if let Some(x) = self.xive.as_mut().filter(|_| active) {
             x.tima_store(server as usize, offset, size, value);
         }
@@ -331,8 +360,10 @@ impl Machine {
             };
         }
         let before = self.xive_active();
+        self.look_at_lines();
         self.cas_xive = xive;
         if self.xive_active() != before {
+            self.mmio_open &= xive;
             self.replay_levels();
         }
         CasReply {
@@ -350,7 +381,9 @@ impl Machine {
         if let Some(x) = &mut self.xive {
             x.reset();
         }
+        self.mmio_open &= !self.cas_xive;
         self.cas_xive = false;
+        self.lines.fill(false);
         self.replay_levels();
     }
 }

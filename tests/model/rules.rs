@@ -1,8 +1,9 @@
 //! The points in which the compat levels differ, one switch each (`docs/fidelity.md` has a row for each).
 //!
 //! A field says which of two behaviours is modelled; [`Rules::QEMU_7_2`] and [`Rules::PAPR_1`] are the two
-//! compat levels. What neither level takes over from QEMU (writes outside RAM, accesses that cross sources,
-//! the byte-swapped H_INT_ESB result, lines lost on a switch) has no switch: the model does the right thing.
+//! compat levels. What neither level takes over from QEMU is off in both; `replay` turns it on to prove that
+//! a recorded difference is such a point's doing and nothing else's ([`Rules::with_quirk`]). The byte-swapped
+//! H_INT_ESB result has no switch: the model gives the number itself.
 
 /// One choice per fidelity row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +44,15 @@ pub struct Rules {
     pub lsi_ready_forgets: bool,
     /// F-TRUNCATE: server numbers are cut to 32 bits and priorities to 8 before they are checked.
     pub truncate: bool,
+    /// F-ESB-BOUND: H_INT_ESB lets offsets up to 20000 through, into the next source's pages.
+    pub esb_crosses: bool,
+    /// F-QUEUE-RAM: a 4 KiB queue may lie anywhere.
+    pub queue_anywhere: bool,
+    /// F-MMIO-XICS: until the first change of controllers ESB and TIMA answer under XICS too.
+    pub mmio_under_xics: bool,
+    /// F-CAS-LEVELS: a level is known to the controller that was active when it changed, and a vCPU's line
+    /// stays as a controller last set it.
+    pub levels_stay: bool,
 }
 
 impl Rules {
@@ -65,6 +75,10 @@ impl Rules {
         lsi_eoi_forgets: true,
         lsi_ready_forgets: true,
         truncate: true,
+        esb_crosses: false,
+        queue_anywhere: false,
+        mmio_under_xics: false,
+        levels_stay: false,
     };
 
     /// Compat level `papr-1`.
@@ -86,5 +100,24 @@ impl Rules {
         lsi_eoi_forgets: false,
         lsi_ready_forgets: false,
         truncate: true,
+        esb_crosses: false,
+        queue_anywhere: false,
+        mmio_under_xics: false,
+        levels_stay: false,
     };
+
+    /// The rows of section 2 that a replay can meet and QEMU shows, in no particular order.
+    pub const QUIRKS: [&str; 4] = ["F-ESB-BOUND", "F-QUEUE-RAM", "F-MMIO-XICS", "F-CAS-LEVELS"];
+
+    /// The same, with QEMU's side of a row of [`Rules::QUIRKS`].
+    pub fn with_quirk(mut self, row: &str) -> Rules {
+        match row {
+            "F-ESB-BOUND" => self.esb_crosses = true,
+            "F-QUEUE-RAM" => self.queue_anywhere = true,
+            "F-MMIO-XICS" => self.mmio_under_xics = true,
+            "F-CAS-LEVELS" => self.levels_stay = true,
+            _ => {}
+        }
+        self
+    }
 }

@@ -24,6 +24,9 @@ pub struct Icp {
     pub mfrr: u8,
     /// Whether the vCPU exists.
     pub connected: bool,
+    /// What was last done to the vCPU's line, until it is looked at. Only where the line is more than a
+    /// function of XISR (F-CAS-LEVELS).
+    pub line_set: Option<bool>,
 }
 
 impl Icp {
@@ -34,6 +37,7 @@ impl Icp {
             pending: 0xff,
             mfrr: 0xff,
             connected,
+            line_set: None,
         }
     }
 
@@ -225,6 +229,7 @@ impl Xics {
                 let victim = p.xisr;
                 p.xisr = number;
                 p.pending = s.prio;
+                p.line_set = Some(true);
                 self.give_back_number(victim);
             }
             _ => self.give_back(n),
@@ -312,6 +317,7 @@ impl Xics {
             let victim = p.xisr;
             p.xisr = IPI;
             p.pending = p.mfrr;
+            p.line_set = Some(true);
             self.give_back_number(victim);
         }
     }
@@ -350,6 +356,7 @@ impl Xics {
             if old.xisr != 0 && value <= old.pending {
                 self.icp[k].xisr = 0;
                 self.icp[k].pending = 0xff;
+                self.icp[k].line_set = Some(false);
                 if !self.rules.pass_if_empty {
                     self.check_ipi(k);
                 }
@@ -374,6 +381,7 @@ impl Xics {
         let old = self.icp[k];
         let p = &mut self.icp[k];
         (p.cppr, p.xisr, p.pending) = (old.pending, 0, 0xff);
+        p.line_set = Some(false);
         if !self.rules.pass_if_empty {
             self.check_ipi(k);
             self.pass_after(k, old.cppr, false);

@@ -128,6 +128,9 @@ pub struct Ring {
     pub pipr: u8,
     /// Whether the vCPU exists.
     pub connected: bool,
+    /// What was last done to the vCPU's line, until it is looked at. Only where the line is more than a
+    /// function of NSR (F-CAS-LEVELS).
+    pub line_set: Option<bool>,
 }
 
 impl Ring {
@@ -138,6 +141,7 @@ impl Ring {
             ipb: 0,
             pipr: 0xff,
             connected,
+            line_set: None,
         }
     }
 
@@ -150,6 +154,7 @@ impl Ring {
     fn notify(&mut self) {
         if self.pipr < self.cppr {
             self.nsr = 0x80;
+            self.line_set = Some(true);
         }
     }
 
@@ -171,6 +176,7 @@ impl Ring {
     /// The acknowledge load: NSR as it was, then CPPR.
     pub fn acknowledge(&mut self) -> u16 {
         let nsr = self.nsr;
+        self.line_set = Some(false);
         if nsr & 0x80 != 0 {
             self.cppr = self.pipr;
             if self.cppr < 8 {

@@ -138,7 +138,7 @@ fn sigterm_and_sigint_end_it_well() {
     }
     // Nobody is connected, too.
     let (daemon, address) = Daemon::listening(&["--on-disconnect", "wait"]);
-    Client::new(address.connect()).hello();
+    drop(address.served());
     daemon.signal(Signal::SIGTERM);
     daemon.ends_well();
 }
@@ -162,7 +162,7 @@ fn a_daemon_on_a_connected_socket_ends_with_its_front_end() {
 #[test]
 fn a_listening_daemon_ends_with_its_first_front_end_unless_told_to_wait() {
     let (daemon, address) = Daemon::listening(&[]);
-    let guest = Guest::boot(address.connect(), machine());
+    let guest = Guest::boot(address.served(), machine());
     drop(guest);
     daemon.ends_well();
 }
@@ -208,7 +208,7 @@ fn a_second_front_end_is_turned_away() {
 #[test]
 fn a_waiting_daemon_gives_the_memory_to_the_next_front_end() {
     let (daemon, address) = Daemon::listening(&["--on-disconnect", "wait"]);
-    let first = Guest::boot(address.connect(), machine());
+    let first = Guest::boot(address.served(), machine());
     first.claim_msi(LISN);
     assert_eq!(first.rtas(RtasCall::SetXive, &[LISN, 2, 5]), 0);
     first.must(2, opcode::H_CPPR, &[0xff]);
@@ -224,7 +224,7 @@ fn a_waiting_daemon_gives_the_memory_to_the_next_front_end() {
     kept.unwrap();
     drop((first, channel));
 
-    let socket = address.connect();
+    let socket = address.served();
     let main = Client::new(socket.try_clone().unwrap());
     let hello = main.hello();
     assert_eq!((hello.state, hello.generation), (state::WANTS_MEMORY, 1));
@@ -243,7 +243,7 @@ fn a_waiting_daemon_gives_the_memory_to_the_next_front_end() {
     // The third hands back what it has kept; another machine's memory is refused.
     let (shm, request) = (second.shm.try_clone().unwrap(), second.shm_request());
     drop(second);
-    let third = Client::new(address.connect());
+    let third = Client::new(address.served());
     third.hello();
     let foreign = {
         let (_other, guest) = Guest::new(machine);
@@ -265,7 +265,7 @@ fn a_waiting_daemon_gives_the_memory_to_the_next_front_end() {
 fn a_waiting_daemon_keeps_nothing_of_the_front_ends_that_went() {
     let (daemon, address) = Daemon::listening(&["--on-disconnect", "wait"]);
     let visit = || {
-        let guest = Guest::boot(address.connect(), machine());
+        let guest = Guest::boot(address.served(), machine());
         let channels = [guest.channel(0), guest.channel(1), guest.channel(1)];
         channels[0].ping();
         channels[2].ping();
@@ -274,7 +274,7 @@ fn a_waiting_daemon_keeps_nothing_of_the_front_ends_that_went() {
     visit();
     visit();
     let probe = || {
-        let main = Client::new(address.connect());
+        let main = Client::new(address.served());
         main.hello();
         (daemon.fds(), daemon.mappings(), daemon.watched())
     };
@@ -288,7 +288,7 @@ fn channels_that_the_front_end_still_holds_are_forgotten_all_the_same() {
     use papr_intc_protocol::wire::vcpu::VcpuChannel;
     use std::os::fd::AsFd;
     let (daemon, address) = Daemon::listening(&["--on-disconnect", "wait"]);
-    let guest = Guest::boot(address.connect(), machine());
+    let guest = Guest::boot(address.served(), machine());
     let before = daemon.watched();
     // Whoever sent it keeps both ends: closing ours would not end the daemon's interest in it.
     let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
@@ -299,7 +299,7 @@ fn channels_that_the_front_end_still_holds_are_forgotten_all_the_same() {
     guest.main.ping();
     assert_eq!(daemon.watched(), before + 1, "replaced");
     drop(guest);
-    let next = Client::new(address.connect());
+    let next = Client::new(address.served());
     next.hello();
     assert_eq!(daemon.watched(), before, "left behind");
     drop(pairs);

@@ -168,6 +168,7 @@ pub fn replay(
         verdict.got += &run.observed_effects(op.no)?;
         report.count(format_args!("{name}:{}", op.no), op.line, verdict, strict);
     }
+    report.switches = run.bench.guest.switches();
     Ok(report)
 }
 

@@ -175,6 +175,10 @@ pub trait Guest {
     fn mem_read(&mut self, gpa: u64, bytes: &mut [u8]) -> Outcome<()>;
     /// Writes guest memory, as the guest would.
     fn mem_write(&mut self, gpa: u64, bytes: &[u8]) -> Outcome<()>;
+    /// How often the data plane changed hands.
+    fn switches(&self) -> u64 {
+        0
+    }
 }
 
 /// Builds a machine of a given shape at compat level `qemu-7.2`.

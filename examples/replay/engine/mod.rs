@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod boot;
+pub mod explain;
 pub mod files;
 pub mod guest;
 pub mod oracle;
@@ -16,6 +17,7 @@ pub mod states;
 
 use std::fmt;
 
+use explain::Models;
 use guest::{GuestError, Start};
 use report::Report;
 
@@ -66,9 +68,10 @@ pub fn replay(
     text: &str,
     strict: bool,
     start: &mut Start<'_>,
+    models: &mut Models<'_>,
 ) -> Result<Report, ReplayError> {
     match files::Format::of(text) {
-        files::Format::Oracle => oracle::replay(name, text, strict, start),
+        files::Format::Oracle => oracle::replay(name, text, strict, start, models),
         files::Format::States => states::replay(name, text, strict, start),
         files::Format::Boot => boot::replay(name, text, strict, start),
     }

@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 
 use super::bench::Bench;
-use super::guest::{IcMode, Outcome, RtasCall, Shape, Space, Start};
+use super::explain::{Models, explain};
+use super::guest::{Guest, IcMode, Outcome, RtasCall, Shape, Space, Start};
 use super::report::{Report, Verdict};
 use super::{AtLine, H_INT_ESB, H_XIRR_X, ReplayError, hex, rows, syntax};
 
@@ -65,6 +66,33 @@ fn numbered(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(i, l)| (i + 1, l))
 }
 
+/// An hcall's number; recordings write it as a number or by name.
+fn opcode(word: &str, no: usize) -> Result<u64, ReplayError> {
+    const NAMES: [(&str, u64); 17] = [
+        ("H_EOI", 0x64),
+        ("H_CPPR", 0x68),
+        ("H_IPI", 0x6c),
+        ("H_IPOLL", 0x70),
+        ("H_XIRR", 0x74),
+        ("H_XIRR_X", H_XIRR_X),
+        ("H_INT_GET_SOURCE_INFO", 0x3a8),
+        ("H_INT_SET_SOURCE_CONFIG", 0x3ac),
+        ("H_INT_GET_SOURCE_CONFIG", 0x3b0),
+        ("H_INT_GET_QUEUE_INFO", 0x3b4),
+        ("H_INT_SET_QUEUE_CONFIG", 0x3b8),
+        ("H_INT_GET_QUEUE_CONFIG", 0x3bc),
+        ("H_INT_SET_OS_REPORTING_LINE", 0x3c0),
+        ("H_INT_GET_OS_REPORTING_LINE", 0x3c4),
+        ("H_INT_ESB", H_INT_ESB),
+        ("H_INT_SYNC", 0x3cc),
+        ("H_INT_RESET", 0x3d0),
+    ];
+    match NAMES.iter().find(|(name, _)| *name == word) {
+        Some(&(_, number)) => Ok(number),
+        None => hex(word, no),
+    }
+}
+
 /// One operation of a trace.
 struct Op<'a> {
     no: usize,
@@ -102,6 +130,7 @@ impl Op<'_> {
 /// The machine while a trace runs.
 struct Run {
     bench: Bench,
+    boot: u32,
     online: BTreeSet<u32>,
 }
 
@@ -111,53 +140,111 @@ pub fn replay(
     text: &str,
     strict: bool,
     start: &mut Start<'_>,
+    models: &mut Models<'_>,
 ) -> Result<Report, ReplayError> {
     let header = header(text)?;
-    let boot = header.shape.vcpus[0];
-    let mut bench = Bench::new(start(&header.shape).at(1)?, header.shape.clone());
-    if header.shape.ic_mode != IcMode::Xics {
-        for server in 0..header.shape.servers {
-            bench.claim(server, false).at(1)?;
-        }
-    }
-    for (lisn, lsi) in header.sources {
-        bench.claim(lisn, lsi).at(1)?;
-    }
-    let mut run = Run {
-        bench,
-        online: BTreeSet::from([boot]),
-    };
     let mut report = Report::default();
-    for (no, line) in numbered(text).filter(|(_, l)| !l.starts_with('#') && l.contains(" => ")) {
-        let (body, note) = line.split_once(" ;").unwrap_or((line, ""));
-        let (left, want) = body
-            .split_once(" => ")
-            .ok_or_else(|| syntax(no, "no result"))?;
-        let words: Vec<&str> = left.split_whitespace().collect();
-        let (server, words) = match words.split_first() {
-            Some((first, rest)) if first.starts_with('@') => (hex(&first[1..], no)? as u32, rest),
-            _ => (boot, &words[..]),
-        };
-        let (&op, words) = words
-            .split_first()
-            .ok_or_else(|| syntax(no, "no operation"))?;
-        let mut verdict = run.perform(&Op {
-            no,
-            server,
-            name: op,
-            words,
-            want: want.trim(),
-        })?;
-        verdict.odd = note
-            .split_whitespace()
-            .find_map(|w| w.strip_prefix("odd:"))
-            .map(str::to_owned);
+    let mut run = Run::new(&header, start(&header.shape).at(1)?)?;
+    let mut verdicts = run.all(text)?;
+    report.switches = run.bench.guest.switches();
+    explain(&mut verdicts, &mut |rows| {
+        Run::new(&header, models(&header.shape, rows).at(1)?)?.all(text)
+    })?;
+    for (step, verdict) in steps(text, run.boot).zip(verdicts) {
+        let Step { no, left, .. } = step?;
         report.count(format_args!("{name}:{no}"), left, verdict, strict);
     }
     Ok(report)
 }
 
+/// A line of a trace, taken apart.
+struct Step<'a> {
+    no: usize,
+    /// All before the result.
+    left: &'a str,
+    server: u32,
+    words: Vec<&'a str>,
+    want: &'a str,
+    /// The recorder's mark.
+    odd: Option<&'a str>,
+}
+
+/// The operations of a trace, up to `end`.
+fn steps(text: &str, boot: u32) -> impl Iterator<Item = Result<Step<'_>, ReplayError>> {
+    numbered(text)
+        .filter(|(_, l)| !l.starts_with('#') && !l.trim().is_empty())
+        .map(move |(no, line)| step(no, line, boot))
+        .take_while(|s| !matches!(s, Ok(step) if step.words.first() == Some(&"end")))
+}
+
+fn step(no: usize, line: &str, boot: u32) -> Result<Step<'_>, ReplayError> {
+    let (body, note) = line.split_once(" ;").unwrap_or((line, ""));
+    // An operation without a result would go uncompared.
+    let (left, want) = body
+        .split_once(" =>")
+        .ok_or_else(|| syntax(no, "an operation without a result"))?;
+    let mut words: Vec<&str> = left.split_whitespace().collect();
+    let server = match words.first().and_then(|w| w.strip_prefix('@')) {
+        Some(server) => {
+            words.remove(0);
+            hex(server, no)? as u32
+        }
+        None => boot,
+    };
+    let odd = note.split_whitespace().find_map(|w| w.strip_prefix("odd:"));
+    Ok(Step {
+        no,
+        left,
+        server,
+        words,
+        want: want.trim(),
+        odd,
+    })
+}
+
 impl Run {
+    /// A new machine with the header's sources.
+    fn new(header: &Header, guest: Box<dyn Guest>) -> Result<Run, ReplayError> {
+        let shape = &header.shape;
+        let boot = shape.vcpus[0];
+        let mut bench = Bench::new(guest, shape.clone());
+        if shape.ic_mode != IcMode::Xics {
+            for server in 0..shape.servers {
+                bench.claim(server, false).at(1)?;
+            }
+        }
+        for &(lisn, lsi) in &header.sources {
+            bench.claim(lisn, lsi).at(1)?;
+        }
+        Ok(Run {
+            bench,
+            boot,
+            online: BTreeSet::from([boot]),
+        })
+    }
+
+    /// Does all operations and says what came of each.
+    fn all(&mut self, text: &str) -> Result<Vec<Verdict>, ReplayError> {
+        steps(text, self.boot)
+            .map(|step| {
+                let step = step?;
+                let (&name, words) = step
+                    .words
+                    .split_first()
+                    .ok_or_else(|| syntax(step.no, "no operation"))?;
+                let mut verdict = self.perform(&Op {
+                    no: step.no,
+                    server: step.server,
+                    name,
+                    words,
+                    want: step.want,
+                })?;
+                verdict.odd = step.odd.map(str::to_owned);
+                Ok(verdict)
+            })
+            .collect()
+    }
+
     /// Does one operation and says what came of it.
     fn perform(&mut self, op: &Op<'_>) -> Result<Verdict, ReplayError> {
         if op.name == "hcall" {
@@ -187,7 +274,7 @@ impl Run {
             }
             "cas" => self.cas(op)?,
             "reboot" => {
-                self.online = BTreeSet::from([self.bench.shape.vcpus[0]]);
+                self.online = BTreeSet::from([self.boot]);
                 ok(self.bench.reset()).at(op.no)?
             }
             other => {
@@ -201,7 +288,7 @@ impl Run {
     }
 
     fn hcall(&mut self, op: &Op<'_>) -> Result<Verdict, ReplayError> {
-        let opcode = op.num(0)?;
+        let opcode = opcode(op.word(0)?, op.no)?;
         let mut args = [0; 9];
         for (cell, value) in args.iter_mut().zip(op.nums(1)?) {
             *cell = value;
@@ -341,7 +428,11 @@ impl Run {
                 Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
             }
             "memfill" => {
-                ok(guest.mem_write(gpa, &vec![op.num(2)? as u8; op.num(1)? as usize])).at(op.no)
+                let len = op.num(1)?;
+                if len > RAM {
+                    return Err(syntax(op.no, "more than there is RAM"));
+                }
+                ok(guest.mem_write(gpa, &vec![op.num(2)? as u8; len as usize])).at(op.no)
             }
             _ => {
                 let digits = op.word(1)?;

@@ -44,6 +44,8 @@ pub struct Report {
     pub known: BTreeMap<&'static str, u64>,
     /// Anything else.
     pub different: u64,
+    /// How often the data plane changed hands meanwhile.
+    pub switches: u64,
     /// The first differences, ready to print.
     pub first: Vec<String>,
 }
@@ -84,6 +86,7 @@ impl Report {
         self.ops += other.ops;
         self.equal += other.equal;
         self.different += other.different;
+        self.switches += other.switches;
         for (row, n) in &other.known {
             *self.known.entry(row).or_default() += n;
         }
@@ -100,6 +103,9 @@ impl fmt::Display for Report {
         )?;
         for (row, n) in &self.known {
             write!(f, " {row}={n}")?;
+        }
+        if self.switches != 0 {
+            write!(f, " switches={}", self.switches)?;
         }
         Ok(())
     }

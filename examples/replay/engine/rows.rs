@@ -18,6 +18,27 @@ pub const ESB_SWAP: Row = Row {
     odd: None,
 };
 
+/// Points in which no level follows QEMU and that change what later operations see. What is expected
+/// instead comes from the model ([`super::explain`]).
+pub const WITH_STATE: [Row; 4] = [
+    Row {
+        id: "F-MMIO-XICS",
+        odd: None,
+    },
+    Row {
+        id: "F-QUEUE-RAM",
+        odd: None,
+    },
+    Row {
+        id: "F-ESB-BOUND",
+        odd: None,
+    },
+    Row {
+        id: "F-CAS-LEVELS",
+        odd: None,
+    },
+];
+
 /// Marked results that differ. The marks are the recorder's.
 pub const ODD: [Row; 5] = [
     Row {

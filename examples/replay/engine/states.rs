@@ -97,6 +97,7 @@ pub fn replay(
             strict,
         );
     }
+    report.switches = run.bench.guest.switches();
     Ok(report)
 }
 

@@ -165,3 +165,134 @@ pub fn rtas<S: Storage, H: Host>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::plain::PlainStorage;
+    use crate::layout::{Compat, IcMode, Machine};
+
+    struct Quiet;
+    impl Host for Quiet {
+        fn write_queue_entry(&self, _: u64, _: u32) -> bool {
+            unreachable!("XICS has no event queues")
+        }
+        fn kick(&self, _: u32) {}
+    }
+
+    /// A pseries machine with servers 0 and 1 of 4 plugged; 0x1300 is a claimed MSI.
+    fn with_xics(check: impl FnOnce(&Xics<'_, PlainStorage, Quiet>)) {
+        let machine = Machine::pseries(IcMode::Dual, Compat::Qemu72, 4);
+        let storage = PlainStorage::new(machine.geometry().unwrap());
+        let xics = Xics::new(&storage, &Quiet, &machine, storage.geometry());
+        xics.create();
+        for server in [0, 1] {
+            xics.connect(server);
+        }
+        xics.claim(0x1300, false);
+        check(&xics);
+    }
+
+    const SPARE: [u64; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+    fn with(r4: u64, r5: u64) -> [u64; 9] {
+        let mut args = SPARE;
+        (args[0], args[1]) = (r4, r5);
+        args
+    }
+
+    #[test]
+    fn arguments_are_cut_to_their_width() {
+        with_xics(|xics| {
+            let mut args = with(0xffff_ffff_ffff_f1ff, 2);
+            assert_eq!(local(xics, 0, opcode::H_CPPR, &mut args, 0), Some(0));
+            assert_eq!(args, with(0xffff_ffff_ffff_f1ff, 2));
+            // Server 1_0000_0000 is server 0.
+            let mut args = with(0x1_0000_0000, 0xf04);
+            assert_eq!(local(xics, 1, opcode::H_IPI, &mut args, 0), Some(0));
+            let mut args = with(0x7_0000_0000, 2);
+            assert_eq!(local(xics, 1, opcode::H_IPOLL, &mut args, 0), Some(0));
+            assert_eq!(args, with(0xff00_0002, 4));
+            let mut args = with(0xabcd_0000_0000, 2);
+            assert_eq!(local(xics, 0, opcode::H_XIRR_X, &mut args, 77), Some(0));
+            assert_eq!(args, with(0xff00_0002, 77));
+            let mut args = with(0x5555_ff00_0002, 2);
+            assert_eq!(local(xics, 0, opcode::H_EOI, &mut args, 0), Some(0));
+            let mut args = SPARE;
+            assert_eq!(local(xics, 0, opcode::H_XIRR, &mut args, 77), Some(0));
+            assert_eq!(args, with(0xff00_0002, 2));
+        });
+    }
+
+    #[test]
+    fn a_vcpu_that_is_not_plugged_is_no_target() {
+        with_xics(|xics| {
+            for server in [2, 3, 4, 0xffff_ffff] {
+                for opcode in [opcode::H_IPI, opcode::H_IPOLL] {
+                    let mut args = with(server, 4);
+                    let code = local(xics, 0, opcode, &mut args, 0);
+                    assert_eq!((code, args), (Some(ret::H_PARAMETER), with(server, 4)));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn other_opcodes_are_not_ours() {
+        with_xics(|xics| {
+            for other in [0, 0x60, 0x78, opcode::H_INT_RESET] {
+                assert_eq!(local(xics, 0, other, &mut SPARE.clone(), 0), None);
+            }
+        });
+    }
+
+    #[test]
+    fn rtas_refuses_wrong_counts_numbers_servers_and_priorities() {
+        use RtasCall::{GetXive, IntOff, IntOn, SetXive};
+        with_xics(|xics| {
+            let refused: &[(RtasCall, &[u32], u32)] = &[
+                (SetXive, &[0x1300, 0], 1),
+                (SetXive, &[0x1300, 0, 5, 0], 1),
+                (SetXive, &[0x1300, 0, 5], 0),
+                (SetXive, &[0x1300, 0, 5], 2),
+                (SetXive, &[0xfff, 0, 5], 1),
+                (SetXive, &[0x2000, 0, 5], 1),
+                (SetXive, &[2, 0, 5], 1),
+                (SetXive, &[0x1300, 2, 5], 1),
+                (SetXive, &[0x1300, 4, 5], 1),
+                (SetXive, &[0x1300, 0, 0x100], 1),
+                (GetXive, &[], 3),
+                (GetXive, &[0x1300], 1),
+                (GetXive, &[0xfff], 3),
+                (IntOff, &[0x1300], 3),
+                (IntOff, &[0x2000], 1),
+                (IntOn, &[0x1300, 0], 1),
+                (IntOn, &[0xfff], 1),
+            ];
+            for (call, args, nret) in refused {
+                let reply = rtas(xics, *call, args, *nret);
+                assert_eq!(reply.cells(), [-3i32 as u32], "{call:?} {args:x?} {nret}");
+            }
+            assert_eq!(rtas(xics, GetXive, &[0x1300], 3).cells(), [0, 0, 0xff]);
+        });
+    }
+
+    #[test]
+    fn int_off_saves_the_priority_and_get_xive_shows_the_current_one() {
+        use RtasCall::{GetXive, IntOff, IntOn, SetXive};
+        with_xics(|xics| {
+            let get = || rtas(xics, GetXive, &[0x1fff], 3).cells().to_vec();
+            assert_eq!(rtas(xics, SetXive, &[0x1fff, 1, 5], 1).cells(), [0]);
+            assert_eq!(get(), [0, 1, 5]);
+            assert_eq!(rtas(xics, IntOff, &[0x1fff], 1).cells(), [0]);
+            assert_eq!(get(), [0, 1, 0xff]);
+            assert_eq!(rtas(xics, IntOn, &[0x1fff], 1).cells(), [0]);
+            assert_eq!(get(), [0, 1, 5]);
+            // Twice off loses it (as in QEMU).
+            rtas(xics, IntOff, &[0x1fff], 1);
+            rtas(xics, IntOff, &[0x1fff], 1);
+            rtas(xics, IntOn, &[0x1fff], 1);
+            assert_eq!(get(), [0, 1, 0xff]);
+        });
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Sources are places in the list of those used, in ascending order of their numbers.
 
+pub mod bench;
+
 use papr_intc_protocol::plane::LevelInput;
 
 const ASSERTED: u8 = 1;

@@ -275,7 +275,13 @@ impl Machinery {
         if closed || left_by_qemu {
             return Ok(());
         }
-        if status != 0 || unserved {
+        let waits = if self.served[server as usize] {
+            unserved || status != 0
+        } else {
+            // It is shown, or something else is.
+            status != 0 && icp::xisr(i) == 0
+        };
+        if waits {
             return Err("P4: waits though its vCPU is open".into());
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! XICS on shared words: sources (ICS), presentation controllers (ICP) and what finds a waiting
 //! source again. Follows SPEC.md chapter 3 (XICS); the rules of PAPR's state machine are those of
-//! LoPAR's interrupt chapter, the differences of QEMU 7.2 are in [`Rules`].
+//! LoPAR's interrupt chapter, the differences of QEMU 7.2 are the data of `Rules`.
 //!
 //! There is no lock: every transition is one compare-and-swap on one word. What must follow a swap is
-//! work that the thread still holds, and [`Xics::settle`] runs it to the end.
+//! work that the thread still holds, and `Xics::settle` runs it to the end.
 //!
 //! | word | who changes it |
 //! |---|---|
@@ -26,6 +26,8 @@ mod ics;
 mod index;
 mod pass;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use crate::layout::words::{icp as icp_word, ics as ics_word};
 use crate::layout::{AtomicWord, Compat, Geometry, Machine, Page, Storage};
