@@ -5,13 +5,16 @@
 //! them in step. Left out is what no thread of the VMM reads: OV5_BYTE_23, reply records, kicks.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use papr_intc_protocol::layout::storage::TableStorage;
-
-use super::*;
+use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word as header};
+use papr_intc_protocol::layout::storage::{AtomicWord, Table, TableStorage};
 use papr_intc_protocol::plane::Controller;
 use papr_intc_protocol::plane::epoch::GracePeriod;
+
+use super::words::{COPYING, FAULT, GateWord, LOOKED};
+use super::{ALONE, DAEMON, Fault, MESSAGES, MSI, REPLAYING, Who, Words, plane};
+use crate::explorer::{Cx, Key, Then, Thread, word};
 
 /// What is done at the latched gate.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +212,15 @@ impl Daemon {
             })
     }
 
+    /// The front-end sends RESUME again, if the header says that it was not executed.
+    pub fn resumed_again(self) -> Self {
+        self.op("asked again", |_, _| match depth() {
+            0 => Then::Finish,
+            _ => Then::Next,
+        })
+        .barrier(Work::Resume(None))
+    }
+
     /// The guest unmasks a source in the controller that is active then.
     pub fn unmasking(self, lisn: u32) -> Self {
         self.op("unmask", move |_, who| {
@@ -238,6 +250,7 @@ impl Daemon {
 
     /// START of a daemon that follows thread [`DAEMON`], once that has stopped.
     pub fn start(self, executor: Executor) -> Self {
+        let after = self.operations + 4;
         self.op("fence", |cx, _| {
             cx.wait(|| word(Key::Stopped(DAEMON)).load(Relaxed) != 0);
             Then::Next
@@ -245,9 +258,11 @@ impl Daemon {
         .op("recover", move |_, who| {
             let plane = plane(who);
             let c = plane.controller();
-            claimed(Table::Claimed).for_each(|lisn| {
-                c.xive.redo_forward(lisn);
-            });
+            if FAULT.get() != Fault::ForwardLeft {
+                claimed(Table::Claimed).for_each(|lisn| {
+                    c.xive.redo_forward(lisn);
+                });
+            }
             if depth() == 0 && c.state.mode == Mode::Xics {
                 c.xics.recover();
             } else {
@@ -267,7 +282,7 @@ impl Daemon {
                 ..State::read(&Words)
             });
             if gate == Gate::Latch {
-                return Then::Finish;
+                return Then::Goto(after);
             }
             if FAULT.get() != Fault::StartAtOnce {
                 grace(cx, who);

@@ -12,6 +12,7 @@
 //!
 //! * A word exists if `new` names it; a `tables` word that it does not name is the constant 0, or what
 //!   `with_constant` says. Few words, few accesses: executions grow quickly.
+//! * Epochs that `new` does not name are 0: nobody uses them.
 //! * `weakened()` turns every ordering into Relaxed: a test shows by it that it can fail
 //!   ([`refuted`]).
 #![allow(dead_code)] // every test binary uses a part of it
@@ -37,7 +38,8 @@ pub enum Key {
 /// One word.
 #[derive(Debug)]
 pub struct Word {
-    atomic: AtomicU64,
+    /// `None`: nobody uses this word, it is 0.
+    atomic: Option<AtomicU64>,
     weak: bool,
 }
 
@@ -45,14 +47,18 @@ impl Word {
     fn order(&self, order: Ordering) -> Ordering {
         if self.weak { Ordering::Relaxed } else { order }
     }
+    fn atomic(&self) -> &AtomicU64 {
+        self.atomic.as_ref().expect("nobody changes an unused word")
+    }
 }
 
 impl AtomicWord for Word {
     fn load(&self, order: Ordering) -> u64 {
-        self.atomic.load(self.order(order))
+        let atomic = self.atomic.as_ref();
+        atomic.map_or(0, |a| a.load(self.order(order)))
     }
     fn store(&self, value: u64, order: Ordering) {
-        self.atomic.store(value, self.order(order));
+        self.atomic().store(value, self.order(order));
     }
     fn compare_exchange(
         &self,
@@ -61,23 +67,23 @@ impl AtomicWord for Word {
         success: Ordering,
         failure: Ordering,
     ) -> Result<u64, u64> {
-        self.atomic
+        self.atomic()
             .compare_exchange(current, new, self.order(success), self.order(failure))
     }
     fn swap(&self, value: u64, order: Ordering) -> u64 {
-        self.atomic.swap(value, self.order(order))
+        self.atomic().swap(value, self.order(order))
     }
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
-        self.atomic.fetch_or(bits, self.order(order))
+        self.atomic().fetch_or(bits, self.order(order))
     }
     fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
-        self.atomic.fetch_and(bits, self.order(order))
+        self.atomic().fetch_and(bits, self.order(order))
     }
     fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        self.atomic.fetch_add(value, self.order(order))
+        self.atomic().fetch_add(value, self.order(order))
     }
     fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
-        self.atomic.fetch_sub(value, self.order(order))
+        self.atomic().fetch_sub(value, self.order(order))
     }
 }
 
@@ -86,7 +92,8 @@ impl AtomicWord for Word {
 pub struct LoomStorage {
     words: Arc<Vec<(Key, Word)>>,
     constants: Vec<(Table, u64)>,
-    weak: bool,
+    idle: Arc<Word>,
+    fenced: bool,
 }
 
 impl LoomStorage {
@@ -97,14 +104,21 @@ impl LoomStorage {
     /// These words, with every ordering Relaxed if `weak`.
     pub fn build(words: &[(Key, u64)], weak: bool) -> Self {
         let word = |v| Word {
-            atomic: AtomicU64::new(v),
+            atomic: Some(AtomicU64::new(v)),
             weak,
         };
+        let idle = Word { atomic: None, weak };
         Self {
             words: Arc::new(words.iter().map(|(k, v)| (*k, word(*v))).collect()),
             constants: Vec::new(),
-            weak,
+            idle: Arc::new(idle),
+            fenced: !weak,
         }
+    }
+    /// The orderings stay, the explicit fences go.
+    pub fn without_fences(mut self) -> Self {
+        self.fenced = false;
+        self
     }
     /// A `tables` word that no thread writes.
     pub fn with_constant(mut self, at: Table, value: u64) -> Self {
@@ -125,7 +139,10 @@ impl LoomStorage {
 impl Storage for LoomStorage {
     type Word = Word;
     fn page(&self, at: Page) -> &Word {
-        self.word(Key::Page(at))
+        match at {
+            Page::Epoch(_) if !self.has(Key::Page(at)) => &self.idle,
+            _ => self.word(Key::Page(at)),
+        }
     }
     fn table(&self, at: Table, order: Ordering) -> u64 {
         if self.has(Key::Table(at)) {
@@ -135,7 +152,7 @@ impl Storage for LoomStorage {
         constant.map_or(0, |(_, v)| *v)
     }
     fn fence(&self) {
-        if !self.weak {
+        if self.fenced {
             loom::sync::atomic::fence(Ordering::SeqCst);
         }
     }
