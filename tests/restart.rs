@@ -178,7 +178,12 @@ fn an_answered_queue_configuration_sent_again_resets_no_queue() {
         zero: 0,
     };
     assert_eq!(guest.main.call(&last).unwrap().seq, seq);
-    trigger(&guest, LISN);
+    // On another channel: on its own, the replay comes first.
+    let event = Trigger {
+        lisn: LISN,
+        zero: 0,
+    };
+    guest.channel(0).call(&event).unwrap();
     let again = guest.main.replay(seq, &request).unwrap();
     assert_eq!((again.ret, again.args), (ret::H_SUCCESS, request.args));
     assert_eq!(guest.ram_word(QUEUE), 0x8000_0077);

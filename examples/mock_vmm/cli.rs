@@ -40,8 +40,7 @@ pub struct Options {
     /// Kill the daemon (SIGKILL) at this moment
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with_all = ["kills", "no_kill"])]
     pub kill_at: Option<Duration>,
-    /// Kill the daemon so many times, at moments that follow from the seed [default: 1 if the VMM runs
-    /// the data plane, 0 if the daemon does]
+    /// Kill the daemon so many times, at moments that follow from the seed [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "no_kill")]
     pub kills: Option<u32>,
     /// Let the daemon live
@@ -80,9 +79,7 @@ pub struct Child {
 impl Options {
     /// How many kills at seeded moments.
     pub fn seeded_kills(&self) -> u32 {
-        // What a dying daemon held of the data plane is not recovered in every case yet.
-        let default = u32::from(!self.remote && !self.forward_all);
-        self.kills.unwrap_or(default)
+        self.kills.unwrap_or(1)
     }
 
     /// What the device process is to do, if this is one.

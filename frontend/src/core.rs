@@ -36,7 +36,8 @@ pub struct Options {
     pub machine: Machine,
     /// Who runs the data plane: the front-end (mapped mode) or the daemon (remote mode).
     pub executor: Executor,
-    /// Send every call and trigger to the daemon, in mapped mode too. For tests.
+    /// Send every call and trigger to the daemon, which is the executor then, though the pages are mapped.
+    /// For tests.
     pub forward_all: bool,
     /// Name of the VMM or guest, for the daemon's log.
     pub name: String,
@@ -82,7 +83,11 @@ impl Core {
             .geometry()
             .ok_or_else(|| Error::Invalid("the machine's numbers are out of range".to_owned()))?;
         let signals = Arc::new(Signals::new()?);
-        let executor = options.executor;
+        // What sends everything executes nothing.
+        let executor = match options.forward_all {
+            true => Executor::Daemon,
+            false => options.executor,
+        };
         Ok(Self {
             geometry,
             ram,

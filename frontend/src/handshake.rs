@@ -196,7 +196,8 @@ impl Handshake<'_> {
         let shm = topology
             .shm
             .insert(Shm::accept(&info, fds, &self.core.geometry)?);
-        if topology.executor == Executor::FrontEnd {
+        let maps = topology.executor == Executor::FrontEnd || self.core.options.forward_all;
+        if maps {
             self.core.ensure_mapped(shm)?;
         }
         Ok(())

@@ -138,7 +138,9 @@ impl<M: QueueMemory> Core<M> {
     /// words may have changed wholesale.
     pub(super) fn replay_all(&self) {
         let c = self.controller();
-        self.claims().claimed().for_each(|lisn| c.replay(lisn));
+        for lisn in self.claims().claimed() {
+            self.run(|| c.replay(lisn));
+        }
         (0..c.geometry.servers()).for_each(|server| self.plane.host().kick(server));
     }
 

@@ -4,10 +4,11 @@
 use papr_intc_protocol::layout::header::Gate;
 use papr_intc_protocol::layout::words::cursor;
 use papr_intc_protocol::layout::{Page, Storage};
-use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
+use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret, rtas};
 use papr_intc_protocol::papr::dispatch::{self, Answerer};
 use papr_intc_protocol::papr::xics::{RtasPlan, RtasReply as Rets, rtas_plan};
 use papr_intc_protocol::papr::xive_config;
+use papr_intc_protocol::plane::xics::ConfigError;
 use papr_intc_protocol::plane::{Controller, LevelInput};
 use papr_intc_protocol::wire::Wire;
 use papr_intc_protocol::wire::guest::{
@@ -44,7 +45,8 @@ impl<M: QueueMemory> Core<M> {
         if dispatch::answerer(&c, call.opcode) != Answerer::Xive {
             return Ok(ret::H_FUNCTION);
         }
-        let announced = call.opcode == opcode::H_INT_SET_QUEUE_CONFIG;
+        // Alone, the call is committed as a whole.
+        let announced = call.opcode == opcode::H_INT_SET_QUEUE_CONFIG && !self.is_alone();
         if announced {
             self.announce_queue(&c, args, ticket);
         }
@@ -106,6 +108,7 @@ impl<M: QueueMemory> Core<M> {
         }
         match rtas_plan(&c.xics, call, args, request.nret) {
             RtasPlan::Reply(rets) => Ok(rets),
+            RtasPlan::Write { irq, to } if self.is_alone() => Ok(written(c.xics.write(irq, to))),
             RtasPlan::Write { irq, to } => {
                 let rets = Rets::status(0);
                 let line = Line {
@@ -116,19 +119,12 @@ impl<M: QueueMemory> Core<M> {
                 let reply = wire_rets(&rets, line);
                 self.journal()
                     .begin(ticket, Operation::Route { irq, to }, &reply.to_bytes());
-                match c.xics.write(irq, to) {
-                    Ok(()) => {
-                        self.journal().finish(ticket);
-                        Ok(rets)
-                    }
-                    Err(e) => {
-                        self.journal().abandon();
-                        log::warn!("routing {irq:#x}: {e}");
-                        Ok(Rets::status(
-                            papr_intc_protocol::papr::codes::rtas::HARDWARE,
-                        ))
-                    }
+                let done = c.xics.write(irq, to);
+                match done {
+                    Ok(()) => self.journal().finish(ticket),
+                    Err(_) => self.journal().abandon(),
                 }
+                Ok(written(done))
             }
         }
     }
@@ -157,6 +153,17 @@ impl<M: QueueMemory> Core<M> {
                 Ok(0)
             }
             _ => Err(Refused::Value("an access to no space".into())),
+        }
+    }
+}
+
+/// What a call that routes an XICS source answers.
+fn written(done: Result<(), ConfigError>) -> Rets {
+    match done {
+        Ok(()) => Rets::status(0),
+        Err(e) => {
+            log::warn!("routing: {e}");
+            Rets::status(rtas::HARDWARE)
         }
     }
 }

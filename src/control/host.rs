@@ -10,29 +10,51 @@ use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::mapped::OwnedStorage;
 use papr_intc_protocol::layout::words::journal;
-use papr_intc_protocol::layout::{Table, TableStorage};
+use papr_intc_protocol::layout::{AtomicWord, Table, TableStorage};
 use papr_intc_protocol::plane::{Host, LockOwner};
 
 use crate::memory::QueueMemory;
 
 /// The outside of the daemon's transitions. One control thread owns it.
-pub struct DaemonHost<M> {
+pub struct DaemonHost<M, S = Arc<OwnedStorage>> {
     ram: M,
-    storage: Arc<OwnedStorage>,
+    storage: S,
     generation: u16,
     kicks: RefCell<HashMap<u32, File>>,
+    held: RefCell<Option<Outbox>>,
 }
 
-impl<M> DaemonHost<M> {
+/// What an operation does outside of the shared words, held back until it is committed.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Queue entries: where in guest memory, and what.
+    pub entries: Vec<(u64, u32)>,
+    /// vCPUs to be kicked.
+    pub kicks: Vec<u32>,
+}
+
+impl<M, S> DaemonHost<M, S> {
     /// `generation` is the header's; its low 16 bits, never 0, name our END locks.
-    pub fn new(ram: M, storage: Arc<OwnedStorage>, generation: u64) -> Self {
+    pub fn new(ram: M, storage: S, generation: u64) -> Self {
         let generation = lock_generation(generation);
         Self {
             ram,
             storage,
             generation,
             kicks: RefCell::default(),
+            held: RefCell::default(),
         }
+    }
+
+    /// From now on entries and kicks are held back. The journal of tokens stays as it is: an operation
+    /// that is cut did not happen.
+    pub fn hold(&self) {
+        self.held.replace(Some(Outbox::default()));
+    }
+
+    /// From now on they are not. What was held back is the caller's to do.
+    pub fn release(&self) -> Outbox {
+        self.held.take().unwrap_or_default()
     }
 
     /// Guest memory.
@@ -54,12 +76,25 @@ pub fn lock_generation(generation: u64) -> u16 {
     ((generation.wrapping_sub(1) % 0xffff) + 1) as u16
 }
 
-impl<M: QueueMemory> Host for DaemonHost<M> {
+impl<M: QueueMemory, S: TableStorage> Host for DaemonHost<M, S> {
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            let backed = self.ram.is_backed(gpa, 4);
+            if backed {
+                held.entries.push((gpa, entry));
+            }
+            return backed;
+        }
         self.ram.write_queue_entry(gpa, entry)
     }
 
     fn kick(&self, server: u32) {
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            if !held.kicks.contains(&server) {
+                held.kicks.push(server);
+            }
+            return;
+        }
         if let Some(mut kick) = self.kicks.borrow().get(&server) {
             // EAGAIN: the counter is full, so the vCPU has been told already.
             let _ = kick.write(&1u64.to_ne_bytes());
@@ -79,6 +114,9 @@ impl<M: QueueMemory> Host for DaemonHost<M> {
     }
 
     fn journal(&self, token: u32, victim: u32) {
+        if self.held.borrow().is_some() {
+            return;
+        }
         let line = u64::from(token) | u64::from(victim) << 24;
         // Release: program order is what a kill cuts; the reader learns of our death by the kernel.
         self.storage

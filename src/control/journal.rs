@@ -123,12 +123,12 @@ impl<S: TableStorage> Journal<'_, S> {
     }
 
     /// Stores a reply without saying that its request was executed. Longer payloads are not kept:
-    /// their requests can be executed again.
-    fn prepare(&self, ticket: Ticket, payload: &[u8]) {
+    /// their requests can be executed again. Returns whether it is kept.
+    pub fn prepare(&self, ticket: Ticket, payload: &[u8]) -> bool {
         let channel = ticket.channel;
         self.set(Table::Reply(channel, 0), 0);
         if payload.len() > RECORD_BYTES {
-            return;
+            return false;
         }
         self.set(Table::Reply(channel, 1), payload.len() as u64);
         for (i, chunk) in (2..).zip(payload.chunks(8)) {
@@ -136,16 +136,17 @@ impl<S: TableStorage> Journal<'_, S> {
             word[..chunk.len()].copy_from_slice(chunk);
             self.set(Table::Reply(channel, i), u64::from_ne_bytes(word));
         }
+        true
     }
 
-    fn mark_executed(&self, ticket: Ticket) {
+    /// The request whose reply is prepared has been executed.
+    pub fn mark_executed(&self, ticket: Ticket) {
         self.set(Table::Reply(ticket.channel, 0), ticket.seq);
     }
 
     /// Keeps the reply of an executed request.
     pub fn record(&self, ticket: Ticket, payload: &[u8]) {
-        self.prepare(ticket, payload);
-        if payload.len() <= RECORD_BYTES {
+        if self.prepare(ticket, payload) {
             self.mark_executed(ticket);
         }
     }

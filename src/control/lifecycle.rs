@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use super::host::DaemonHost;
 use super::journal::{Operation, Ticket};
 use super::{Control, Core, Refused};
+use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, Said, SharedMemory};
 
 /// Name and version, for people.
@@ -173,7 +174,7 @@ impl<M: QueueMemory + Clone> Control<M> {
     fn core_on(&self, memory: SharedMemory) -> Result<Core<M>, Refused> {
         let storage = memory.storage.clone();
         let host = DaemonHost::new(self.ram.clone(), storage.clone(), memory.generation);
-        let plane = Plane::new(storage, host, memory.machine);
+        let plane = Plane::new(Staged::new(storage), host, memory.machine);
         let plane = plane.ok_or_else(|| Refused::Value("the machine has no geometry".into()))?;
         Ok(Core { memory, plane })
     }
@@ -257,6 +258,7 @@ impl<M: QueueMemory> Core<M> {
     /// how many sources were in doubt. Can itself be cut and done again.
     fn recover(&self) -> (u32, u32) {
         let c = self.controller();
+        let committed = u32::from(self.exact().recover());
         let claims = self.claims();
         let redone = claims.claimed().filter(|lisn| c.xive.redo_forward(*lisn));
         let in_doubt = redone.count() as u32;
@@ -267,7 +269,7 @@ impl<M: QueueMemory> Core<M> {
             c.xics.take_back();
         }
         let Some((ticket, operation)) = self.journal().open() else {
-            return (0, in_doubt);
+            return (committed, in_doubt);
         };
         log::info!("recovering: {operation:?} of channel {}", ticket.channel);
         if !self.is_possible(ticket, operation) {
@@ -278,7 +280,7 @@ impl<M: QueueMemory> Core<M> {
         } else {
             self.journal().abandon();
         }
-        (1, in_doubt)
+        (committed + 1, in_doubt)
     }
 
     /// The VMM that ran transitions is gone, with all its threads: their epochs are over, their END

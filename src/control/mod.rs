@@ -8,6 +8,7 @@
 //! * [`sources`]: claims in both controllers. [`claims`]: the allocator.
 //! * [`vcpus`]: connecting, resetting.
 //! * [`descriptors`]: what a descriptor must be before we use it.
+//! * [`exact`]: operations of an executing daemon happen once or not at all.
 //! * [`journal`]: what a successor needs. [`host`]: the daemon as an executor of transitions.
 //! * [`query`]: state for people.
 
@@ -15,6 +16,7 @@ pub mod barrier;
 pub mod claims;
 pub mod descriptors;
 pub mod error;
+pub mod exact;
 pub mod guest;
 pub mod host;
 pub mod journal;
@@ -38,14 +40,16 @@ use papr_intc_protocol::wire::vcpu::Line;
 
 pub use error::Refused;
 
+use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, SharedMemory};
 use barrier::Barrier;
 use claims::Claims;
+use exact::Exact;
 use host::DaemonHost;
 use journal::Journal;
 
 /// The words that the daemon works on.
-pub type Words = Arc<OwnedStorage>;
+pub type Words = Staged<Arc<OwnedStorage>>;
 
 /// What the command line fixed; SET_MACHINE must agree.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,8 +107,25 @@ impl<M: QueueMemory> Core<M> {
     fn claims(&self) -> Claims<'_, Words> {
         Claims::new(self.plane.storage(), self.plane.machine())
     }
-    fn journal(&self) -> Journal<'_, Words> {
-        Journal(self.plane.storage())
+    fn journal(&self) -> Journal<'_, Arc<OwnedStorage>> {
+        Journal(self.plane.storage().shared())
+    }
+    fn exact(&self) -> Exact<'_, M, Arc<OwnedStorage>> {
+        Exact::new(&self.plane)
+    }
+    /// The daemon alone changes the pages.
+    fn is_alone(&self) -> bool {
+        self.state().executor == Executor::Daemon
+    }
+    /// Runs one operation that answers no request; once or not at all, if the daemon executes alone.
+    fn run(&self, operation: impl FnOnce()) {
+        if self.is_alone() {
+            self.exact().begin();
+            operation();
+            self.exact().commit(None);
+        } else {
+            operation();
+        }
     }
     fn state(&self) -> State {
         self.plane.state()
@@ -182,11 +203,14 @@ impl<M: QueueMemory + Clone> Control<M> {
             })
     }
 
-    /// An irqfd was written since the last look: one event.
-    pub fn irqfd(&mut self, item: IrqfdItem) {
-        if let Ok(core) = self.core() {
-            core.controller().trigger(item.lisn);
+    /// An irqfd seems to have been written since the last look: one event, if `take` reads a count.
+    pub fn irqfd(&mut self, item: &IrqfdItem, take: impl FnOnce() -> bool) {
+        let Ok(core) = self.core() else { return };
+        core.exact().intend(item);
+        if take() {
+            core.run(|| core.controller().trigger(item.lisn));
         }
+        core.exact().doubt_over();
     }
 
     /// A sample of a vCPU's line, newer than all before it.

@@ -4,6 +4,7 @@
 //! serves (architecture §4). Everything read from a memfd that came from outside is checked before use.
 
 mod memfd;
+pub mod staged;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -207,8 +207,8 @@ impl EventLoop {
             Token::Main => self.serve_main()?,
             Token::Channel(server) => self.serve_channel(server)?,
             Token::Irqfd(n) => {
-                if let Some(item) = self.irqfds.take(n) {
-                    self.control.irqfd(item);
+                if let Some((item, take)) = self.irqfds.find(n) {
+                    self.control.irqfd(&item, take);
                 }
             }
         }

@@ -90,12 +90,11 @@ impl Irqfds {
         })
     }
 
-    /// Takes the count of the irqfd behind an event; `None` if there was none after all.
-    pub(super) fn take(&self, token: u32) -> Option<IrqfdItem> {
+    /// The irqfd behind an event, and how to take its count: `false` if there was none after all.
+    pub(super) fn find(&self, token: u32) -> Option<(IrqfdItem, impl FnOnce() -> bool)> {
         let entry = self.entries.get(self.by_token.get(&token)?)?;
-        let mut count = [0; 8];
-        (&entry.trigger).read_exact(&mut count).ok()?;
-        Some(entry.item)
+        let take = || (&entry.trigger).read_exact(&mut [0; 8]).is_ok();
+        Some((entry.item, take))
     }
 }
 

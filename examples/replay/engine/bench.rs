@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::guest::{CasReply, Guest, Outcome, Shape};
+use super::guest::{CasReply, Guest, Outcome, Shape, Space};
 
 /// Byte 23 of option vector 5 that asks for XIVE.
 const OV5_XIVE: u8 = 0x40;
@@ -60,6 +60,40 @@ impl Bench {
         } else {
             Ok(())
         }
+    }
+
+    /// A guest load. Of one that is not aligned TCG makes two that are, and takes what it needs.
+    pub fn load(&mut self, server: u32, space: Space, offset: u64, size: u8) -> Outcome<u64> {
+        let over = (offset % u64::from(size)) as u8;
+        if over == 0 {
+            return self.guest.load(server, space, offset, size);
+        }
+        let first = offset - u64::from(over);
+        let high = self.guest.load(server, space, first, size)?;
+        let low = self
+            .guest
+            .load(server, space, first + u64::from(size), size)?;
+        let value = high << (8 * over) | low >> (8 * (size - over));
+        Ok(value & (u64::MAX >> (64 - 8 * u32::from(size))))
+    }
+
+    /// A guest store. Of one that is not aligned TCG makes single bytes, in ascending order.
+    pub fn store(
+        &mut self,
+        server: u32,
+        space: Space,
+        offset: u64,
+        size: u8,
+        value: u64,
+    ) -> Outcome<()> {
+        if offset.is_multiple_of(u64::from(size)) {
+            return self.guest.store(server, space, offset, size, value);
+        }
+        let bytes = value.to_be_bytes();
+        for (at, byte) in (offset..).zip(&bytes[8 - usize::from(size)..]) {
+            self.guest.store(server, space, at, 1, u64::from(*byte))?;
+        }
+        Ok(())
     }
 
     /// A device gets an MSI: the lowest free number.

@@ -122,6 +122,14 @@ impl Op<'_> {
         }
     }
 
+    /// A size that a guest's access can have.
+    fn access(&self, size: u64) -> Result<u8, ReplayError> {
+        match size {
+            1 | 2 | 4 | 8 => Ok(size as u8),
+            _ => Err(syntax(self.no, format!("no access has {size:x} bytes"))),
+        }
+    }
+
     fn nums(&self, from: usize) -> Result<Vec<u64>, ReplayError> {
         (from..self.words.len()).map(|i| self.num(i)).collect()
     }
@@ -294,8 +302,8 @@ impl Run {
             *cell = value;
         }
         let mut reply = self.bench.guest.hcall(op.server, opcode, args).at(op.no)?;
-        if opcode == H_XIRR_X && reply.ret == 0 {
-            reply.args[1] = 0; // a time stamp, recorded as 0
+        if opcode == H_XIRR_X {
+            reply.args[1] = 0; // a time stamp; the recorder writes 0, whatever the call returned
         }
         let mut got = reply.ret.to_string();
         for value in &reply.args[..5] {
@@ -395,12 +403,9 @@ impl Run {
         offset: u64,
         size: u64,
     ) -> Result<String, ReplayError> {
-        let value = self
-            .bench
-            .guest
-            .load(op.server, space, offset, size as u8)
-            .at(op.no)?;
-        Ok(format!("{value:0width$x}", width = 2 * size as usize))
+        let size = op.access(size)?;
+        let value = self.bench.load(op.server, space, offset, size).at(op.no)?;
+        Ok(format!("{value:0width$x}", width = 2 * usize::from(size)))
     }
 
     fn store(
@@ -411,11 +416,8 @@ impl Run {
         size: u64,
         value: u64,
     ) -> Result<String, ReplayError> {
-        ok(self
-            .bench
-            .guest
-            .store(op.server, space, offset, size as u8, value))
-        .at(op.no)
+        let size = op.access(size)?;
+        ok(self.bench.store(op.server, space, offset, size, value)).at(op.no)
     }
 
     fn memory(&mut self, op: &Op<'_>) -> Result<String, ReplayError> {

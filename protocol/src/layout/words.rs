@@ -246,4 +246,16 @@ pub mod journal {
     pub const SEQUENCE: u32 = 10;
     /// First of six words of detail.
     pub const DETAIL: u32 = 11;
+    /// An irqfd whose count the daemon reads: bit 63, input in bits 62:32, LISN in 31:0; 0 none.
+    pub const IRQFD: u32 = 32;
+    /// How many records of a committed operation are to be applied, 0 none.
+    pub const REDO: u32 = 33;
+    /// Channel of its request.
+    pub const REDO_CHANNEL: u32 = 34;
+    /// Sequence number of its request, 0 if it answers none.
+    pub const REDO_SEQUENCE: u32 = 35;
+    /// First of [`REDO_RECORDS`] records of two words: what is stored where.
+    pub const REDO_FIRST: u32 = 40;
+    /// How many records there is room for.
+    pub const REDO_RECORDS: u32 = 236;
 }

@@ -54,8 +54,16 @@ fn journal_and_reply_words_have_their_numbers() {
         (journal::CHANNEL, "CHANNEL"),
         (journal::SEQUENCE, "SEQUENCE"),
         (journal::DETAIL, "DETAIL"),
+        (journal::IRQFD, "IRQFD"),
+        (journal::REDO, "REDO"),
+        (journal::REDO_CHANNEL, "REDO_CHANNEL"),
+        (journal::REDO_SEQUENCE, "REDO_SEQUENCE"),
+        (journal::REDO_FIRST, "REDO_FIRST"),
     ];
     assert_eq!(found, expected);
+    let room = (JOURNAL_BYTES as u32 / 8 - journal::REDO_FIRST) / 2;
+    assert_eq!(room, journal::REDO_RECORDS);
+    assert!(page().says(&format!("first of {room} records of two words")));
     let payload = (REPLY_WORDS - 2) * 8;
     assert!(page().says(&format!("payload, at most {payload} bytes")));
     assert!(page().says(&format!("{REPLY_WORDS} words each")));

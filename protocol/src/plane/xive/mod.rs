@@ -14,9 +14,9 @@
 //! geometry's counts, except where a function says that it checks. What is read from a shared word
 //! is checked here.
 //!
-//! Not here: what a daemon that died while it *routed* (remote mode, forwarded calls) leaves beside its
-//! END lock: an entry written and not passed (phase SLOT), a count of forwards that nobody takes back.
-//! Nor parking of a forward whose END lock a stopped daemon holds (the waiter spins and yields), nor
+//! Not here: what a daemon that died while it *routed* leaves. One that executes alone leaves nothing
+//! (it works on copies, SPEC.md chapter 3, "Commit"); one that routes for an executing front-end may
+//! leave an entry written and not passed, and a count of forwards that nobody takes back. Nor parking of a forward whose END lock a stopped daemon holds (the waiter spins and yields), nor
 //! resamplefds.
 
 use crate::layout::{AtomicWord, Compat, Geometry, Machine, Storage};
