@@ -9,6 +9,8 @@
 #[path = "harness/mod.rs"]
 mod harness;
 
+#[path = "restart/kills.rs"]
+mod kills;
 #[path = "restart/memory.rs"]
 mod memory;
 
@@ -24,10 +26,10 @@ use papr_intc_protocol::layout::words::journal;
 use papr_intc_protocol::layout::{Geometry, Page, Table};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
 use papr_intc_protocol::wire::Wire;
-use papr_intc_protocol::wire::guest::{HcallReply, mode};
+use papr_intc_protocol::wire::guest::{HcallReply, RtasReply, mode};
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::source::*;
-use papr_intc_protocol::wire::vcpu::VcpuLine;
+use papr_intc_protocol::wire::vcpu::{Line, VcpuLine};
 
 const QUEUE: u64 = 0x10_0000;
 const LISN: u32 = 0x1300;
@@ -269,6 +271,47 @@ fn a_claim_that_was_only_announced_is_completed_and_answered() {
     assert_eq!(guest.main.replay(seq, &request).unwrap(), reply);
     assert_eq!(errno(guest.claim(LISN + 2, 0)), libc::EBUSY);
     trigger(&guest, LISN + 2);
+}
+
+#[test]
+fn a_release_or_a_routing_that_was_only_announced_is_completed_and_answered() {
+    let (daemon, mut guest) = Guest::new(machine());
+    guest.main.call(&claim(LISN, 3, 0)).unwrap();
+    let seq = guest.main.last_seq() + 1;
+    guest.main.go_on_from(seq);
+    announce(&guest, seq, [3, LISN.into(), 2, 0], &[]);
+    let (daemon, started) = restart(daemon, &mut guest);
+    assert_eq!(started.redone, 1);
+    let free = Free {
+        first: LISN,
+        count: 2,
+    };
+    guest.main.replay(seq, &free).unwrap();
+    assert_eq!(errno(guest.main.call(&free)), libc::ENOENT);
+
+    // set-xive of the third: server 2, priority 5, to be restored as 6.
+    let seq = guest.main.last_seq() + 1;
+    guest.main.go_on_from(seq);
+    let routed = RtasReply {
+        written: 1,
+        zero: 0,
+        rets: [0; 16],
+        line: Line {
+            level: 0,
+            zero: 0,
+            seq: 0,
+        },
+    };
+    let operation = [4, (LISN + 2).into(), 2, 5 | 6 << 8];
+    announce(&guest, seq, operation, &routed.to_bytes());
+    let (_daemon, started) = restart(daemon, &mut guest);
+    assert_eq!(started.redone, 1);
+    let request = rtas(RtasCall::SetXive as u32, &[LISN + 2, 2, 5], 1);
+    assert_eq!(guest.main.replay(seq, &request).unwrap(), routed);
+    let now = guest
+        .main
+        .call(&rtas(RtasCall::GetXive as u32, &[LISN + 2], 3));
+    assert_eq!(now.unwrap().rets[..3], [0, 2, 5]);
 }
 
 #[test]

@@ -151,3 +151,58 @@ fn an_irqfd_triggers_its_source_without_a_message() {
     guest.main.ping();
     assert_eq!(irqfd.read().unwrap(), 1, "nobody reads it any more");
 }
+
+#[test]
+fn irqfds_are_read_by_the_executor_only_and_recorded_while_quiesced() {
+    use papr_intc_protocol::wire::handshake::executor;
+    use papr_intc_protocol::wire::machine::{Quiesce, Resume};
+    use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
+    let (daemon, guest) = xive();
+    let irqfd = eventfd();
+    let items = vec![IrqfdItem {
+        lisn: LISN,
+        kind: irqfd_kind::EDGE,
+        input: 0,
+        zero: 0,
+    }];
+    let fds = crate::harness::client::borrow(std::slice::from_ref(&irqfd));
+    guest.main.call_fds(&SetIrqfds { items }, &fds).unwrap();
+    let watched = daemon.watched();
+    let quiesce = || {
+        let request = Quiesce {
+            deadline_ms: 1000,
+            zero: 0,
+        };
+        guest.main.call(&request).unwrap();
+    };
+    // The reply comes first, then the daemon looks at what follows from it.
+    let resume = |executor| {
+        guest.main.call(&Resume { executor, zero: 0 }).unwrap();
+        guest.main.ping();
+    };
+    quiesce();
+    irqfd.write(1).unwrap();
+    guest.main.ping();
+    guest.main.ping();
+    assert!(irqfd.read().is_err(), "the daemon took the count");
+    assert_eq!(guest.ram_word(QUEUE), 0, "recorded");
+    resume(executor::FRONT_END);
+    assert_eq!(guest.ram_word(QUEUE), 0x8000_0077);
+    assert_eq!(daemon.watched(), watched - 1);
+    irqfd.write(1).unwrap();
+    guest.main.ping();
+    assert_eq!(irqfd.read().unwrap(), 1, "the front-end's to read");
+
+    guest.mmio(esb_load(LISN, 1, 0));
+    irqfd.write(1).unwrap();
+    quiesce();
+    resume(executor::DAEMON);
+    assert_eq!(daemon.watched(), watched);
+    guest.main.ping();
+    guest.main.ping();
+    assert_eq!(
+        guest.ram_word(QUEUE + 4),
+        0x8000_0077,
+        "what was left in it"
+    );
+}
