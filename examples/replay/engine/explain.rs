@@ -14,10 +14,11 @@ use super::rows::{self, Row};
 /// Builds the model of a machine at compat level `qemu-7.2`, but with QEMU's side of these rows.
 pub type Models<'a> = dyn FnMut(&Shape, &[Row]) -> Outcome<Box<dyn Guest>> + 'a;
 
-/// Does all the operations on another machine and gives the verdicts in the same order.
+/// Does all operations on a machine with QEMU's side of these rows.
 pub type Again<'a> = dyn FnMut(&[Row]) -> Result<Vec<Verdict>, ReplayError> + 'a;
 
-/// Puts rows and expectations to verdicts that differ, where the models prove them.
+/// Puts rows and expectations to verdicts that differ, where the models prove them. `again` gives its
+/// verdicts in the same order.
 pub fn explain(verdicts: &mut [Verdict], again: &mut Again<'_>) -> Result<(), ReplayError> {
     if verdicts.iter().all(|v| v.want == v.got || v.odd.is_some()) {
         return Ok(());
