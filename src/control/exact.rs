@@ -150,7 +150,9 @@ where
             channel: self.get(journal::REDO_CHANNEL) as u32,
             seq: self.get(journal::REDO_SEQUENCE),
         };
-        self.finish(Some(ticket).filter(|t| t.seq != 0));
+        // The channel comes from shared memory: it may be none of the machine's.
+        let exists = ticket.channel <= self.plane.geometry().servers();
+        self.finish(Some(ticket).filter(|t| t.seq != 0 && exists));
         true
     }
 
