@@ -67,6 +67,10 @@ fn machine_words(guest: &Guest) -> Vec<Vec<u8>> {
         (0..g.servers())
             .flat_map(|s| upto(page(Page::Tima(s)), 8))
             .collect(),
+        // Without the tag, which only says that something has changed.
+        (0..g.servers())
+            .flat_map(|s| upto(page(Page::Icp(s)), 6))
+            .collect(),
     ]
 }
 
