@@ -3,16 +3,17 @@
 //! (SPEC.md chapter 3, "Commit"). `HOSTILE=10` runs ten times as many.
 
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use papr_intc_protocol::papr::codes::opcode;
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::guest::{Hcall, Mmio, Rtas};
 use papr_intc_protocol::wire::handshake::executor;
-use papr_intc_protocol::wire::source::{ANY, Claim, Free, SetLevel, Trigger};
+use papr_intc_protocol::wire::source::*;
 
-use crate::harness::Daemon;
-use crate::harness::client::Answer;
+use crate::harness::client::{Answer, borrow};
 use crate::harness::guest::*;
+use crate::harness::{Daemon, LONG};
 use crate::machine_words;
 
 /// Random numbers by a seed (splitmix64).
@@ -200,4 +201,50 @@ fn xics_survives_kills_at_any_moment() {
 #[test]
 fn xive_survives_kills_at_any_moment() {
     compare(true, 1_000_031);
+}
+
+#[test]
+fn an_irqfd_is_one_event_whatever_moment_kills_the_daemon() {
+    const QUEUE: u64 = 0x10_0000;
+    const LISN: u32 = 0x1300;
+    let (mut daemon, mut guest) = Guest::new(machine());
+    guest.claim_msi(LISN);
+    guest.choose_xive();
+    guest.set_queue(1, 6, QUEUE);
+    guest.set_source(LISN, 1, 6, 0x77);
+    guest.mmio(esb_load(LISN, 1, 0xc00));
+    let irqfd = eventfd();
+    let set = |guest: &Guest| {
+        let items = vec![IrqfdItem {
+            lisn: LISN,
+            kind: irqfd_kind::EDGE,
+            input: 0,
+            zero: 0,
+        }];
+        let fds = borrow(std::slice::from_ref(&irqfd));
+        guest.main.call_fds(&SetIrqfds { items }, &fds).unwrap();
+    };
+    set(&guest);
+    let mut random = Random(77);
+    for n in 0..60 {
+        irqfd.write(1).unwrap();
+        for _ in 0..random.below(10_000) {
+            std::hint::spin_loop();
+        }
+        daemon.kill();
+        let (next, socket) = Daemon::connected(&[]);
+        daemon = next;
+        guest.reconnect(socket, executor::DAEMON);
+        set(&guest);
+        let until = Instant::now() + LONG;
+        while guest.ram_word(QUEUE + 4 * n) == 0 {
+            assert!(Instant::now() < until, "event {n} is lost");
+            guest.main.ping();
+        }
+        guest.main.ping();
+        let pq = guest.mmio(esb_load(LISN, 1, 0x800)).value;
+        assert_eq!(pq, 2, "event {n} came twice");
+        assert_eq!(guest.ram_word(QUEUE + 4 * (n + 1)), 0);
+        guest.mmio(esb_load(LISN, 1, 0));
+    }
 }
