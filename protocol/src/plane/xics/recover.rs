@@ -26,8 +26,8 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         self.rekick();
     }
 
-    /// The part of [`recover`](Self::recover) that presents nothing: all there is to do in a quiesced
-    /// machine, whose sources are evaluated when it goes on.
+    /// The part of [`recover`](Self::recover) that presents nothing: all there is to do where XICS
+    /// delivers nothing at the moment, because the machine is quiesced or XIVE is active.
     pub fn take_back(&self) {
         for server in 0..self.geometry.servers() {
             if let Some(icp) = self.icp(server) {
