@@ -109,15 +109,14 @@ fn the_whole(guest: &Guest) {
         zero: 0,
     }));
     answered(main.call(&GetFdt { mode: 0, zero: 0 }));
-    answered(main.call(&Sync { lisn: ALL, zero: 0 }));
     answered(main.call(&VcpuConnect {
         servers: vec![0, 1, 2, 3],
     }));
     answered(main.replay(main.last_seq(), &hcall(0, opcode::H_XIRR, &[])));
 }
 
-/// QUIESCE and RESUME. Where claims and END locks are scribbles too, RESUME looks at each of thousands of
-/// sources for as long as a lock may take.
+/// QUIESCE, RESUME and SYNC of all. Where claims, END locks and counts are scribbles too, these look at
+/// each of thousands of sources for as long as a lock or a count may take.
 fn stop_and_go(guest: &Guest, random: &mut Random) {
     let quiesce = Quiesce {
         deadline_ms: 1,
@@ -126,6 +125,8 @@ fn stop_and_go(guest: &Guest, random: &mut Random) {
     answered(guest.main.call(&quiesce));
     let executor = random.below(3) as u32;
     answered(guest.main.call(&Resume { executor, zero: 0 }));
+    let all = Sync { lisn: ALL, zero: 0 };
+    answered(guest.main.call(&all));
 }
 
 /// Epochs as a VMM at rest leaves them, or every barrier would wait for its deadline.
