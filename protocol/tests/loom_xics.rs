@@ -250,25 +250,27 @@ fn two_passes_and_a_refusal_share_a_slice() {
     }
 }
 
+/// H_CPPR opens, closes and opens one vCPU beside a refusal; `index` as it is at the start.
+fn passes_of_one_vcpu(level: Compat, index: [u64; 2]) {
+    race(
+        Bench::words(level, [cppr(0); 2], [msi(0, 5), 0], index),
+        |b| b.signal(0),
+        |b| {
+            b.xics().set_cppr(0, 6);
+            b.xics().set_cppr(0, 0);
+            b.xics().set_cppr(0, 0xff);
+        },
+        |b| b.expect(0, 0),
+    );
+}
+
 #[test]
 fn one_vcpus_passes_follow_each_other_beside_a_refusal() {
     for level in LEVELS {
-        bounded(
-            &format!("two passes of one vCPU, {level:?}"),
-            5,
-            move || {
-                race(
-                    Bench::words(level, [cppr(0); 2], [msi(0, 5), 0], [1; 2]),
-                    |b| b.signal(0),
-                    |b| {
-                        b.xics().set_cppr(0, 6);
-                        b.xics().set_cppr(0, 0);
-                        b.xics().set_cppr(0, 0xff);
-                    },
-                    |b| b.expect(0, 0),
-                );
-            },
-        );
+        let name = format!("two passes of one vCPU, a stale leaf bit, {level:?}");
+        bounded(&name, 6, move || passes_of_one_vcpu(level, [1, 1]));
+        let name = format!("two passes of one vCPU, a stale root bit, {level:?}");
+        bounded(&name, 6, move || passes_of_one_vcpu(level, [0, 1]));
     }
 }
 

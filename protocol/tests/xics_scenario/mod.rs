@@ -25,7 +25,7 @@ pub const IPI: u32 = 2;
 /// Most states of a scenario: `EXPLORE_LIMIT`, or what a test run has time for.
 pub fn limit() -> usize {
     let asked = std::env::var("EXPLORE_LIMIT").ok();
-    asked.and_then(|n| n.parse().ok()).unwrap_or(1_000_000)
+    asked.and_then(|n| n.parse().ok()).unwrap_or(50_000_000)
 }
 
 /// Words of the scenarios: a kick flag per vCPU, an irqfd's counter.
@@ -278,8 +278,9 @@ impl Machinery {
         let waits = if self.served[server as usize] {
             unserved || status != 0
         } else {
-            // It is shown, or something else is.
-            status != 0 && icp::xisr(i) == 0
+            // It is shown, or something else is; an LSI that is sent and not accepted is shown.
+            let sent_nowhere = w & ics::SENT != 0 && !in_xisr;
+            sent_nowhere || status != 0 && icp::xisr(i) == 0
         };
         if waits {
             return Err("P4: waits though its vCPU is open".into());
