@@ -313,16 +313,16 @@ impl Model {
                 let s = self.source(lisn);
                 if s.lsi {
                     s.vmm = level;
-                } else {
-                    s.latched |= level;
                 }
+                s.latched |= level;
             }
             Op::Replay(lisn) => {
-                if std::mem::take(&mut self.source(lisn).latched) {
-                    self.trigger(lisn);
-                }
                 let s = self.source(lisn);
-                if s.vmm || s.irqfd {
+                let (latched, lsi) = (std::mem::take(&mut s.latched), s.lsi);
+                let high = s.vmm || s.irqfd;
+                if latched && !lsi {
+                    self.trigger(lisn);
+                } else if latched && high {
                     self.assert(lisn);
                 }
             }
