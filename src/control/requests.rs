@@ -8,7 +8,7 @@ use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::source::*;
 use papr_intc_protocol::wire::vcpu::*;
-use papr_intc_protocol::wire::{MAIN_CHANNEL, REPLAY, Request, RequestHead, Wire};
+use papr_intc_protocol::wire::{MAIN_CHANNEL, REPLAY, Request, RequestHead, WATCH_CHANNEL, Wire};
 
 use super::descriptors::check_eventfd;
 use super::journal::Ticket;
@@ -18,7 +18,7 @@ use crate::memory::QueueMemory;
 /// A request as it came in.
 #[derive(Debug)]
 pub struct Incoming<'a> {
-    /// 0 the main socket, server + 1 a vCPU's channel.
+    /// 0 the main socket, server + 1 a vCPU's channel, [`WATCH_CHANNEL`] the watch's.
     pub channel: u32,
     /// Message code.
     pub code: u32,
@@ -87,6 +87,11 @@ fn on_vcpu_channel(code: u32) -> bool {
     )
 }
 
+/// Requests that the watch channel may carry: they change nothing, so that they can be served at any time.
+fn on_watch_channel(code: u32) -> bool {
+    matches!(code, Ping::CODE | Query::CODE | Last::CODE)
+}
+
 /// Bytes of the replies that are kept, to be given again after a restart; `None` for requests whose
 /// replies are not.
 fn kept(code: u32) -> Option<usize> {
@@ -117,8 +122,13 @@ impl<M: QueueMemory + Clone> Control<M> {
             channel: incoming.channel,
             seq: incoming.head.seq,
         };
-        if incoming.channel != MAIN_CHANNEL && !on_vcpu_channel(incoming.code) {
-            return Err(Refused::Phase("this request belongs on the main socket"));
+        let allowed = match incoming.channel {
+            MAIN_CHANNEL => true,
+            WATCH_CHANNEL => on_watch_channel(incoming.code),
+            _ => on_vcpu_channel(incoming.code),
+        };
+        if !allowed {
+            return Err(Refused::Phase("this request belongs on another channel"));
         }
         let code = incoming.code;
         let replayed = incoming.head.flags & REPLAY != 0;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use papr_intc_protocol::plane::Host;
-use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuConnectReply};
+use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuConnectReply, WATCH};
 
 use super::descriptors::{check_channel, check_eventfd};
 use super::{Control, Core, Effect, Refused};
@@ -104,9 +104,11 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn vcpu_channel(&self, server: u32, socket: OwnedFd) -> Result<Effect, Refused> {
-        let core = self.memory_core()?;
-        core.check_server(server)?;
-        core.check_connected(server)?;
+        if server != WATCH {
+            let core = self.memory_core()?;
+            core.check_server(server)?;
+            core.check_connected(server)?;
+        }
         check_channel(&socket)?;
         Ok(Effect::AddChannel { server, socket })
     }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
+use papr_intc_protocol::wire::vcpu::WATCH;
 use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
 
 use super::identity;
@@ -286,7 +287,8 @@ impl EventLoop {
         let Some(message) = self.poll_channel(server)? else {
             return Ok(());
         };
-        if is_papr_barrier(message.request) {
+        // On the watch channel it is refused.
+        if is_papr_barrier(message.request) && server != WATCH {
             self.drain_channels(Some(server))?;
         }
         self.serve_papr(server + 1, message)
@@ -317,7 +319,9 @@ impl EventLoop {
     /// Serves what is readable on every vCPU's channel, but for that of `except`.
     fn drain_channels(&mut self, except: Option<u32>) -> Result<(), ServerError> {
         let servers: Vec<u32> = self.channels.keys().copied().collect();
-        let others = servers.into_iter().filter(|s| Some(*s) != except);
+        let others = servers
+            .into_iter()
+            .filter(|s| Some(*s) != except && *s != WATCH);
         for server in others {
             if let Some(message) = self.poll_channel(server)? {
                 self.serve_papr(server + 1, message)?;
@@ -383,8 +387,8 @@ impl EventLoop {
         self.after_request()
     }
 
-    /// Nothing else is started while a barrier waits for the threads of the VMM; only a signal and the
-    /// front-end's death are looked at. `None`: one of these ended the wait.
+    /// Nothing else is started while a barrier waits for the threads of the VMM; only a signal, the
+    /// front-end's death and its watch channel are looked at. `None`: one of the first two ended the wait.
     fn finish_barrier(&mut self) -> Result<Option<Answer>, ServerError> {
         while self.control.in_barrier() {
             if let Some(answer) = self.control.poll_barrier(Instant::now()) {
@@ -424,23 +428,29 @@ impl EventLoop {
             self.control.vmm_left();
             return Ok(true);
         };
-        let hang_up = PollFlags::POLLHUP;
-        let mut fds = [
+        let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(main.socket.as_fd(), hang_up),
+            PollFd::new(main.socket.as_fd(), PollFlags::POLLHUP),
         ];
+        if let Some(watch) = self.channels.get(&WATCH) {
+            fds.push(PollFd::new(watch.socket.as_fd(), PollFlags::POLLIN));
+        }
         match ppoll(&mut fds, Some(BARRIER_PAUSE.into()), None) {
             Ok(0) | Err(Errno::EINTR) => return Ok(false),
             Ok(_) => {}
             Err(e) => return Err(os("ppoll")(e)),
         }
-        let [signal, socket] = fds.map(|fd| fd.any().unwrap_or(false));
+        let fired = |i: usize| fds.get(i).is_some_and(|fd| fd.any().unwrap_or(false));
+        let (signal, socket, watch) = (fired(0), fired(1), fired(2));
         if signal {
             self.ended = Some(Ended::Signal);
         } else if socket {
             self.end_connection()?;
+        } else if watch {
+            // What it may carry starts nothing, a barrier least of all.
+            self.serve_channel(WATCH)?;
         }
-        Ok(true)
+        Ok(signal || socket)
     }
 
     fn reply(

@@ -17,7 +17,7 @@ use papr_intc_protocol::wire::guest::*;
 use papr_intc_protocol::wire::handshake::executor;
 use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::source::*;
-use papr_intc_protocol::wire::vcpu::VcpuLine;
+use papr_intc_protocol::wire::vcpu::{VcpuLine, WATCH};
 use std::sync::atomic::Ordering;
 
 use crate::harness::client::errno;
@@ -362,4 +362,24 @@ fn a_waiting_barrier_does_not_keep_a_signal_waiting() {
     daemon.signal(Signal::SIGTERM);
     daemon.ends_well();
     drop((inside, guest));
+}
+
+#[test]
+fn the_watch_is_answered_while_a_barrier_waits() {
+    let (_daemon, guest, view) = mapped();
+    let watch = guest.channel(WATCH);
+    let inside = Inside::enter(&view, 3);
+    let asked = guest.main.post(&quiesce(60_000));
+    for _ in 0..10 {
+        watch.ping();
+    }
+    let refused = watch.call(&VcpuLine { server: 1, zero: 0 });
+    assert_eq!(errno(refused), libc::EINVAL);
+    assert_eq!(
+        State::read(&view).gate,
+        Gate::Latch,
+        "the barrier has not ended"
+    );
+    drop(inside);
+    assert_eq!(guest.main.take::<Quiesce>(asked).unwrap().0.depth, 1);
 }

@@ -38,6 +38,8 @@ pub const MAX_FDS: usize = 253;
 pub const MAX_TEXT: usize = 512;
 /// Channel number of the main socket; the channel of a vCPU is its server number + 1.
 pub const MAIN_CHANNEL: u32 = 0;
+/// Number of the watch channel: [`vcpu::WATCH`] + 1.
+pub const WATCH_CHANNEL: u32 = vcpu::WATCH + 1;
 
 /// Header flags of vhost-user.
 pub mod flag {

@@ -2,6 +2,10 @@
 
 use super::bytes::wire_structs;
 
+/// In VCPU_CHANNEL, instead of a server number: the front-end's watch over the daemon. This channel carries
+/// PING, QUERY and LAST only, and is answered while a machine-wide operation waits. No machine has this number.
+pub const WATCH: u32 = u32::MAX - 1;
+
 wire_structs! {
     /// 0x1010: these vCPUs exist. Carries no descriptor, or one eventfd for each: the daemon writes 1
     /// to it when the vCPU's line may have changed. A vCPU that is connected already gets the new eventfd.
@@ -34,9 +38,9 @@ wire_structs! {
         pub zero: u32,
     }
 
-    /// 0x1013: a socket of its own for a vCPU. Carries one end of a stream socketpair.
+    /// 0x1013: a socket of its own for a vCPU, or for the watch. Carries one end of a stream socketpair.
     pub struct VcpuChannel {
-        /// Server number.
+        /// Server number, or [`WATCH`].
         pub server: u32,
         /// Zero.
         pub zero: u32,
