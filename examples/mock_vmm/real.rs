@@ -47,7 +47,6 @@ impl Real {
         let ram = GuestRam::new(&[(0, setup.ram)]).map_err(|e| Gone(format!("guest RAM: {e}")))?;
         let ram = Arc::new(ram);
         let options = Options {
-            machine: setup.machine,
             executor: if setup.remote {
                 Executor::Daemon
             } else {
@@ -55,6 +54,7 @@ impl Real {
             },
             forward_all: setup.forward_all,
             name: "mock_vmm".into(),
+            ..Options::new(setup.machine)
         };
         let quiet: [OsString; 2] = ["--log-level".into(), "error".into()];
         let launcher = Launcher::spawn(&setup.daemon, quiet.to_vec());

@@ -80,10 +80,9 @@ impl DaemonGuest {
             Executor::FrontEnd
         };
         let options = Options {
-            machine,
             executor,
-            forward_all: false,
             name: "replay".to_owned(),
+            ..Options::new(machine)
         };
         let ram =
             GuestRam::new(&[(0, shape.ram)]).map_err(|e| GuestError(format!("guest RAM: {e}")))?;

@@ -3,20 +3,27 @@
 //! One request is outstanding at a time. A caller whose daemon dies keeps its turn and its sequence
 //! number, waits for the supervisor to bring the channel up again, and sends the same request with
 //! the REPLAY flag: it runs once (SPEC.md §1.3). Waiting needs no lock of the VMM and ends at
-//! `Channel::shut`.
+//! `Channel::shut`, or when the VMM cancels it. A request whose caller left stays the channel's unanswered
+//! one: if the same comes again it takes over that number, so that it still runs once.
 
+use std::cell::Cell;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use papr_intc_protocol::wire::{REPLAY, Request};
 
 use crate::connection::Connection;
 use crate::error::Error;
-use crate::sync::{lock, wait};
+use crate::sync::{lock, wait, wait_until};
 
-/// Called with the session whose connection ended under a request.
-pub type LossReport = Arc<dyn Fn(u64) + Send + Sync>;
+/// Who hears how a daemon does.
+pub trait Watcher: Send + Sync {
+    /// The connection of this session ended under a request.
+    fn lost(&self, session: u64);
+    /// This session has owed a reply for one tick of its connection: does it still run?
+    fn doubt(&self, session: u64);
+}
 
 /// What a caller does while the daemon is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +32,34 @@ pub(crate) enum Patience {
     Persist,
     /// Fails with [`Error::Lost`]: whoever brings the next daemon up will tell it.
     ThisSession,
-    /// As `ThisSession`, and does not wait for another caller either.
+    /// As `ThisSession`, and waits neither for another caller nor for more than one tick of the connection.
     Now,
+    /// As `Persist`, but no longer than this.
+    Until(Instant),
+}
+
+impl Patience {
+    fn persists(self) -> bool {
+        matches!(self, Self::Persist | Self::Until(_))
+    }
+}
+
+/// Why a caller leaves a daemon that owes it a reply.
+#[derive(Clone, Copy, Debug)]
+enum Leave {
+    Lost,
+    Cancelled,
+    TimedOut,
+}
+
+impl Leave {
+    fn error(self) -> Error {
+        match self {
+            Self::Lost => Error::Lost,
+            Self::Cancelled => Error::Cancelled,
+            Self::TimedOut => Error::TimedOut,
+        }
+    }
 }
 
 /// Why a channel will not come back.
@@ -61,13 +94,24 @@ struct State {
     /// A request has the turn, sent or waiting for a daemon.
     busy: bool,
     last_seq: u64,
+    /// While it is set, nobody waits here for long.
+    cancelled: bool,
+    unanswered: Option<Unanswered>,
+}
+
+/// A request that was sent and whose caller left.
+#[derive(Debug, PartialEq, Eq)]
+struct Unanswered {
+    seq: u64,
+    code: u32,
+    payload: Vec<u8>,
 }
 
 /// A channel. Outlives the connections it is carried by.
 pub struct Channel {
     state: Mutex<State>,
     changed: Condvar,
-    report: LossReport,
+    watcher: Arc<dyn Watcher>,
 }
 
 /// A reply and the session that gave it.
@@ -93,23 +137,25 @@ impl Drop for Turn<'_> {
 }
 
 impl Channel {
-    /// A channel without a connection yet. `report` hears of connections that end under a request.
-    pub fn new(report: LossReport) -> Self {
+    /// A channel without a connection yet.
+    pub fn new(watcher: Arc<dyn Watcher>) -> Self {
         Self {
             state: Mutex::new(State {
                 link: Link::Absent,
                 busy: false,
                 last_seq: first_seq(),
+                cancelled: false,
+                unanswered: None,
             }),
             changed: Condvar::new(),
-            report,
+            watcher,
         }
     }
 
     /// Sends a request and waits for its reply, over as many daemons as it takes.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::ShutDown`], [`Error::GaveUp`].
+    /// [`Error::Refused`], [`Error::ShutDown`], [`Error::GaveUp`], [`Error::Cancelled`].
     pub fn call<R: Request>(
         &self,
         request: &R,
@@ -125,11 +171,30 @@ impl Channel {
         request: &R,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Answer<R::Reply>, Error> {
-        let turn = self.turn(patience)?;
-        let mut flags = 0;
+        let payload = request.to_bytes();
+        let (turn, mut flags) = self.turn(patience, R::CODE, &payload)?;
+        let unanswered = || Unanswered {
+            seq: turn.seq,
+            code: R::CODE,
+            payload: payload.clone(),
+        };
         loop {
-            let (connection, session) = self.up(patience)?;
-            match connection.exchange(turn.seq, flags, request, fds) {
+            let (connection, session) = match self.up(patience) {
+                Ok(up) => up,
+                Err(e) => {
+                    // With the flag it has been sent: it may have run.
+                    let kept = (flags & REPLAY != 0).then(unanswered);
+                    lock(&self.state).unanswered = kept;
+                    return Err(e);
+                }
+            };
+            let left = Cell::new(None);
+            let go_on = || {
+                self.watcher.doubt(session);
+                left.set(self.leave(patience));
+                left.get().is_none()
+            };
+            match connection.exchange_patiently(turn.seq, flags, request, fds, &go_on) {
                 Ok((reply, fds)) => {
                     return Ok(Answer {
                         reply,
@@ -138,12 +203,16 @@ impl Channel {
                         replayed: flags & REPLAY != 0,
                     });
                 }
+                Err(Error::Os { .. }) if left.get().is_some() => {
+                    lock(&self.state).unanswered = Some(unanswered());
+                    return Err(left.take().map_or(Error::Lost, Leave::error));
+                }
                 Err(e) if e.ends_connection() => {
                     log::debug!("{}: {e}", R::NAME);
                     if self.down(session) {
-                        (self.report)(session);
+                        self.watcher.lost(session);
                     }
-                    if patience != Patience::Persist {
+                    if !patience.persists() {
                         return Err(Error::Lost);
                     }
                     flags = REPLAY;
@@ -153,24 +222,79 @@ impl Channel {
         }
     }
 
-    /// Waits until no other caller has the turn, and takes it.
-    fn turn(&self, patience: Patience) -> Result<Turn<'_>, Error> {
+    /// Should a caller that has waited for a while leave?
+    fn leave(&self, patience: Patience) -> Option<Leave> {
+        let state = lock(&self.state);
+        match patience {
+            Patience::Now => Some(Leave::Lost),
+            Patience::ThisSession => None,
+            _ if state.cancelled => Some(Leave::Cancelled),
+            Patience::Until(end) if Instant::now() >= end => Some(Leave::TimedOut),
+            Patience::Until(_) | Patience::Persist => None,
+        }
+    }
+
+    /// While it is set, calls that would wait for a daemon return [`Error::Cancelled`] instead, those under
+    /// way too.
+    pub fn set_cancelled(&self, cancelled: bool) {
+        lock(&self.state).cancelled = cancelled;
+        self.changed.notify_all();
+    }
+
+    /// [`set_cancelled`](Self::set_cancelled) is in force.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        lock(&self.state).cancelled
+    }
+
+    /// Waits until no other caller has the turn, and takes it; with the flags for a first sending.
+    fn turn(
+        &self,
+        patience: Patience,
+        code: u32,
+        payload: &[u8],
+    ) -> Result<(Turn<'_>, u32), Error> {
         let mut state = lock(&self.state);
-        loop {
-            match (&state.link, patience) {
-                (Link::Shut(why), _) => return Err(why.into()),
+        while state.busy || matches!(state.link, Link::Shut(_)) {
+            match &state.link {
+                Link::Shut(why) => return Err(why.into()),
                 // The holder of the turn waits for the next daemon; this caller must not.
-                (Link::Absent, Patience::ThisSession | Patience::Now) => return Err(Error::Lost),
-                (_, Patience::Now) if state.busy => return Err(Error::Lost),
-                _ if !state.busy => break,
-                _ => state = wait(&self.changed, state),
+                Link::Absent if !patience.persists() => return Err(Error::Lost),
+                _ if patience == Patience::Now => return Err(Error::Lost),
+                _ => state = self.pause(state, patience)?,
             }
         }
+        if matches!(state.link, Link::Absent) && !patience.persists() {
+            return Err(Error::Lost);
+        }
+        let same = |u: &Unanswered| u.code == code && u.payload == payload;
+        if patience == Patience::Now && state.unanswered.as_ref().is_some_and(|u| !same(u)) {
+            // It would make the unanswered one be forgotten, and run twice when its caller comes back.
+            return Err(Error::Lost);
+        }
         state.busy = true;
-        Ok(Turn {
-            channel: self,
-            seq: number(&mut state),
-        })
+        let (seq, flags) = match state.unanswered.take().filter(same) {
+            Some(again) => (again.seq, REPLAY),
+            None => (number(&mut state), 0),
+        };
+        let turn = Turn { channel: self, seq };
+        Ok((turn, flags))
+    }
+
+    /// Waits for a change, as long as `patience` allows.
+    fn pause<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        patience: Patience,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        match patience {
+            Patience::ThisSession | Patience::Now => Ok(wait(&self.changed, state)),
+            _ if state.cancelled => Err(Error::Cancelled),
+            Patience::Persist => Ok(wait(&self.changed, state)),
+            Patience::Until(end) => match end.checked_duration_since(Instant::now()) {
+                None => Err(Error::TimedOut),
+                Some(left) => Ok(wait_until(&self.changed, state, left)),
+            },
+        }
     }
 
     /// The connection, waited for if `patience` says so.
@@ -183,9 +307,7 @@ impl Channel {
                     session,
                 } => return Ok((Arc::clone(connection), *session)),
                 Link::Shut(why) => return Err(why.into()),
-                Link::Absent if patience == Patience::Persist => {
-                    state = wait(&self.changed, state);
-                }
+                Link::Absent if patience.persists() => state = self.pause(state, patience)?,
                 Link::Absent => return Err(Error::Lost),
             }
         }
@@ -232,6 +354,15 @@ impl Channel {
             connection.close();
         }
         ended.is_some()
+    }
+
+    /// Nothing more is sent over the connection; a reply that is waited for may still come.
+    pub(crate) fn detach(&self) {
+        self.change(|link| {
+            if matches!(link, Link::Up { .. }) {
+                *link = Link::Absent;
+            }
+        });
     }
 
     /// Ends the channel for good and wakes every caller.

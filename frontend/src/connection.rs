@@ -6,14 +6,15 @@
 //! without a deadline: a daemon that stops inside the handshake would hold the supervisor for ever.)
 //!
 //! Requests of several threads queue on a lock; one is outstanding at a time. [`Connection::close`]
-//! works from any thread and ends a blocked request.
+//! works from any thread and ends a blocked request. A caller may leave while the daemon still owes it a
+//! reply: the next one with the same number takes that reply, another one lets it pass.
 #![allow(unsafe_code)] // received descriptors become owned ones in `owned`; argued there
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
@@ -27,6 +28,8 @@ use crate::sync::lock;
 /// Most descriptors that a reply carries; more are a protocol error. There is room for [`MAX_FDS`], so
 /// that the kernel never cuts the list and every descriptor that came is closed.
 const MAX_REPLY_FDS: usize = 4;
+/// Zero would mean for ever.
+const SHORTEST_TICK: Duration = Duration::from_micros(1);
 /// Replies up to this size are read by one system call.
 const FIRST_READ: usize = 4096;
 
@@ -42,7 +45,22 @@ pub struct Connection {
 struct Buffers {
     input: Vec<u8>,
     control: Vec<u8>,
+    /// A request whose caller left: its number, code and name. The reply is still to come.
+    owed: Option<Owed>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    seq: u64,
+    code: u32,
+    name: &'static str,
+}
+
+/// Asked each time that the connection's tick has passed without news: go on waiting?
+pub(crate) type GoOn<'a> = &'a dyn Fn() -> bool;
+
+/// Waits no longer than one tick.
+const ONE_TICK: GoOn<'static> = &|| false;
 
 /// A reply as it came: its body and descriptors.
 type Raw = (Vec<u8>, Vec<OwnedFd>);
@@ -53,6 +71,7 @@ impl Connection {
         let buffers = Buffers {
             input: vec![0; FIRST_READ],
             control: nix::cmsg_space!([RawFd; MAX_FDS]),
+            owed: None,
         };
         Self {
             stream,
@@ -71,8 +90,39 @@ impl Connection {
         request: &R,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
+        self.exchange_patiently(seq, flags, request, fds, ONE_TICK)
+    }
+
+    /// As [`exchange`](Self::exchange), for as many ticks as `go_on` allows. ETIMEDOUT when it does not:
+    /// then the connection can still be used, unlike after any other error but a refusal.
+    pub(crate) fn exchange_patiently<R: Request>(
+        &self,
+        seq: u64,
+        flags: u32,
+        request: &R,
+        fds: &[BorrowedFd<'_>],
+        go_on: GoOn<'_>,
+    ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
         let body = request_body(seq, flags, request);
-        let (reply, fds) = self.round_trip(R::NAME, R::CODE, flag::VERSION, &body, fds)?;
+        let owed = Owed {
+            seq,
+            code: R::CODE,
+            name: R::NAME,
+        };
+        let mut buffers = lock(&self.buffers);
+        let (reply, fds) = match buffers.owed {
+            Some(own) if own.seq == seq && own.code == R::CODE => {
+                self.receive(owed, &mut buffers, go_on)?
+            }
+            other => {
+                if let Some(other) = other {
+                    self.receive(other, &mut buffers, go_on)?;
+                }
+                self.send(R::CODE, flag::VERSION, &body, fds, go_on)?;
+                self.receive(owed, &mut buffers, go_on)?
+            }
+        };
+        drop(buffers);
         let malformed = |what: String| Error::Malformed {
             request: R::NAME,
             what,
@@ -92,6 +142,24 @@ impl Connection {
         Ok((value, fds))
     }
 
+    /// As [`exchange`](Self::exchange), if the request that is outstanding, if any, ends within `limit`.
+    pub(crate) fn exchange_within<R: Request>(
+        &self,
+        limit: Duration,
+        seq: u64,
+        request: &R,
+    ) -> Result<R::Reply, Error> {
+        let end = Instant::now() + limit;
+        while self.buffers.try_lock().is_err() {
+            if Instant::now() >= end {
+                return Err(socket_error(Errno::EAGAIN));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Nobody else begins a request meanwhile: the caller has seen to that.
+        self.exchange(seq, 0, request, &[]).map(|(reply, _)| reply)
+    }
+
     /// Sends a standard vhost-user message; `flags` beside the version. Waits for a reply of exactly
     /// eight bytes if `answered`.
     ///
@@ -107,22 +175,25 @@ impl Connection {
         answered: bool,
     ) -> Result<u64, Error> {
         let flags = flags | flag::VERSION;
+        let mut buffers = lock(&self.buffers);
+        self.send(code, flags, body, fds, ONE_TICK)?;
         if !answered {
-            let _turn = lock(&self.buffers);
-            return self.send(code, flags, body, fds).map(|()| 0);
+            return Ok(0);
         }
-        let (reply, _) = self.round_trip(name, code, flags, body, fds)?;
+        let owed = Owed { seq: 0, code, name };
+        let (reply, _) = self.receive(owed, &mut buffers, ONE_TICK)?;
         u64::from_bytes(&reply).map_err(|e| Error::Malformed {
             request: name,
             what: e.to_string(),
         })
     }
 
-    /// From now on a read or write that waits longer than `limit` ends with ETIMEDOUT.
-    pub fn set_deadline(&self, limit: Option<Duration>) -> Result<(), Error> {
+    /// A read or write that waits longer than `tick` ends with ETIMEDOUT, or asks whether to go on.
+    pub fn set_tick(&self, tick: Duration) -> Result<(), Error> {
         let set = |r: std::io::Result<()>| r.map_err(Error::os("setting a deadline"));
-        set(self.stream.set_read_timeout(limit))?;
-        set(self.stream.set_write_timeout(limit))
+        let tick = Some(tick.max(SHORTEST_TICK));
+        set(self.stream.set_read_timeout(tick))?;
+        set(self.stream.set_write_timeout(tick))
     }
 
     /// Ends the connection; a blocked request returns [`Error::Lost`].
@@ -136,25 +207,13 @@ impl Connection {
         &self.stream
     }
 
-    fn round_trip(
-        &self,
-        name: &'static str,
-        code: u32,
-        flags: u32,
-        body: &[u8],
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Raw, Error> {
-        let mut buffers = lock(&self.buffers);
-        self.send(code, flags, body, fds)?;
-        self.receive(name, code, &mut buffers)
-    }
-
     fn send(
         &self,
         code: u32,
         flags: u32,
         body: &[u8],
         fds: &[BorrowedFd<'_>],
+        go_on: GoOn<'_>,
     ) -> Result<(), Error> {
         if body.len() > MAX_BODY || fds.len() > MAX_FDS {
             return Err(Error::Invalid(format!(
@@ -183,6 +242,8 @@ impl Connection {
             match sendmsg::<UnixAddr>(self.stream.as_raw_fd(), &iov, control, flags, None) {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if go_on() => {}
+                Err(Errno::EAGAIN) if sent > 0 => return Err(Error::Lost),
                 Err(e) => return Err(socket_error(e)),
             }
         }
@@ -190,11 +251,12 @@ impl Connection {
     }
 
     /// Reads one reply. Nothing may follow it: the next reply is to a request not yet sent.
-    fn receive(&self, name: &'static str, code: u32, buffers: &mut Buffers) -> Result<Raw, Error> {
+    fn receive(&self, owed: Owed, buffers: &mut Buffers, go_on: GoOn<'_>) -> Result<Raw, Error> {
         let malformed = |what: &str| Error::Malformed {
-            request: name,
+            request: owed.name,
             what: what.to_owned(),
         };
+        buffers.owed = Some(owed);
         let mut fds = Vec::new();
         let mut have = 0;
         let mut want = HEADER_BYTES;
@@ -202,8 +264,14 @@ impl Connection {
             if buffers.input.len() < want {
                 buffers.input.resize(want, 0);
             }
-            let Buffers { input, control } = buffers;
-            let n = self.read_some(&mut input[have..], control, &mut fds)?;
+            let Buffers { input, control, .. } = buffers;
+            let n = match self.read_some(&mut input[have..], control, &mut fds)? {
+                Some(n) => n,
+                None if go_on() => continue,
+                // Of half a reply the rest could not be told from the next one.
+                None if have > 0 => return Err(malformed("it does not end")),
+                None => return Err(socket_error(Errno::EAGAIN)),
+            };
             if fds.len() > MAX_REPLY_FDS {
                 return Err(malformed("too many descriptors"));
             }
@@ -212,24 +280,25 @@ impl Connection {
             }
             have += n;
             if have >= HEADER_BYTES && want == HEADER_BYTES {
-                want += checked_size(input, code).map_err(malformed)?;
+                want += checked_size(input, owed.code).map_err(malformed)?;
             }
         }
         if have > want {
             return Err(malformed("bytes follow it"));
         }
+        buffers.owed = None;
         let body = buffers.input[HEADER_BYTES..want].to_vec();
         buffers.input.truncate(FIRST_READ);
         Ok((body, fds))
     }
 
-    /// One recvmsg: bytes read.
+    /// One recvmsg: bytes read; none if a tick has passed.
     fn read_some(
         &self,
         into: &mut [u8],
         control: &mut [u8],
         fds: &mut Vec<OwnedFd>,
-    ) -> Result<usize, Error> {
+    ) -> Result<Option<usize>, Error> {
         loop {
             let mut iov = [IoSliceMut::new(into)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -241,9 +310,10 @@ impl Connection {
                             fds.extend(raw.into_iter().map(owned));
                         }
                     }
-                    return Ok(message.bytes);
+                    return Ok(Some(message.bytes));
                 }
                 Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
                 Err(e) => return Err(socket_error(e)),
             }
         }

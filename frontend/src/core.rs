@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
@@ -18,7 +18,8 @@ use papr_intc_protocol::plane::{LevelInput, Outcome, Plane};
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
-use crate::channel::{Channel, LossReport, Patience, Shut};
+use crate::change::OnChange;
+use crate::channel::{Channel, Patience, Shut, Watcher};
 use crate::epoch::Slots;
 use crate::error::Error;
 use crate::guest_ram::GuestRam;
@@ -41,6 +42,65 @@ pub struct Options {
     pub forward_all: bool,
     /// Name of the VMM or guest, for the daemon's log.
     pub name: String,
+    /// When a daemon counts as hung.
+    pub watch: WatchLimits,
+    /// What a guest's call does while there is no daemon.
+    pub absence: Absence,
+    /// Hears of daemons that go and come.
+    pub on_change: OnChange,
+}
+
+impl Options {
+    /// Mapped mode, a name of `"guest"`, default limits, calls that wait.
+    pub fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            executor: Executor::FrontEnd,
+            forward_all: false,
+            name: "guest".to_owned(),
+            watch: WatchLimits::default(),
+            absence: Absence::Wait,
+            on_change: OnChange::default(),
+        }
+    }
+}
+
+/// What counts as a hung daemon. Too short limits cost a restart, which loses nothing; a limit that was
+/// too short for the host is doubled each time, up to 16 times.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchLimits {
+    /// A caller that waits longer than this for a reply makes the watch thread ask whether the daemon
+    /// still runs. Default: 200 ms.
+    pub patience: Duration,
+    /// The answer to that may take so long. Default: 250 ms.
+    pub answer: Duration,
+    /// In remote mode the daemon is asked this often without a reason (at most 65 s); never, if none.
+    /// Default: 1 s.
+    pub idle: Option<Duration>,
+    /// One message of a handshake may take so long. Default: 1 s.
+    pub message: Duration,
+}
+
+impl Default for WatchLimits {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_millis(200),
+            answer: Duration::from_millis(250),
+            idle: Some(Duration::from_secs(1)),
+            message: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a guest's call does that needs a daemon when there is none, or none that answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Absence {
+    /// It waits, until it is cancelled ([`Vcpu::set_cancelled`](crate::Vcpu::set_cancelled)).
+    #[default]
+    Wait,
+    /// An H_INT_* call returns H_BUSY to the guest after this time, which makes it again; other calls
+    /// wait.
+    Busy(Duration),
 }
 
 /// The plane of the mapped mode, as the front-end runs it.
@@ -54,12 +114,24 @@ pub(crate) struct Mapped {
 
 /// What the next daemon has to be told, beside the vCPUs.
 pub(crate) struct Topology {
-    /// Who is to execute: what the next START says.
+    /// Who is to execute, as the VMM wants it.
+    pub wanted: Executor,
+    /// Who does: the same, but for a daemon that asked for demotion.
     pub executor: Executor,
+    /// QUIESCEs of the VMM that are in force.
+    pub quiesced: u64,
     /// Who reads the irqfds, from the moment they were handed over.
     pub irqfds_at: Executor,
     /// The shared memory; none before the first handshake.
     pub shm: Option<Shm>,
+}
+
+/// A wait for the gate so far.
+#[derive(Default)]
+pub(crate) struct GateWait {
+    count: u32,
+    /// When it began, or when the daemon was last asked about.
+    asked: Option<Instant>,
 }
 
 pub(crate) struct Core {
@@ -74,6 +146,8 @@ pub(crate) struct Core {
     pub intake: Intake,
     pub signals: Arc<Signals>,
     dead: Arc<AtomicU64>,
+    /// The daemon executes; for the watch thread, which must not take the topology lock.
+    remote: AtomicBool,
 }
 
 impl Core {
@@ -92,10 +166,12 @@ impl Core {
             geometry,
             ram,
             kick,
-            main: Channel::new(loss_report(&signals)),
+            main: Channel::new(signals.clone()),
             vcpus: RwLock::new(BTreeMap::new()),
             topology: Mutex::new(Topology {
+                wanted: executor,
                 executor,
+                quiesced: 0,
                 irqfds_at: executor,
                 shm: None,
             }),
@@ -103,13 +179,24 @@ impl Core {
             intake: Intake::new(executor == Executor::FrontEnd)?,
             signals,
             dead: Arc::new(AtomicU64::new(0)),
+            remote: AtomicBool::new(executor == Executor::Daemon),
             options,
         })
     }
 
-    /// For a new channel.
-    pub fn loss_report(&self) -> LossReport {
-        loss_report(&self.signals)
+    /// Hears how the daemon does, from every channel.
+    pub fn watcher(&self) -> Arc<dyn Watcher> {
+        self.signals.clone()
+    }
+
+    /// The daemon executes.
+    pub fn is_remote(&self) -> bool {
+        // Relaxed: says when to ask the daemon, no more.
+        self.remote.load(Ordering::Relaxed)
+    }
+
+    pub fn set_remote(&self, remote: bool) {
+        self.remote.store(remote, Ordering::Relaxed);
     }
 
     /// Maps the pages, if they are not mapped yet.
@@ -120,16 +207,22 @@ impl Core {
         let storage = Arc::new(shm::map(shm, self.geometry, &self.options.machine)?);
         self.store_dead(&storage);
         let dead = Arc::clone(&self.dead);
-        let host = FrontHost::new(Arc::clone(&self.ram), Arc::clone(&self.kick), dead);
+        let doubt: Arc<dyn Fn() + Send + std::marker::Sync> = {
+            let signals = Arc::clone(&self.signals);
+            Arc::new(move || signals.doubt_any())
+        };
+        let host = FrontHost::new(Arc::clone(&self.ram), Arc::clone(&self.kick), dead, doubt);
         let plane = Plane::new(storage, host, self.options.machine)
             .ok_or_else(|| Error::Invalid("the machine has no geometry".to_owned()))?;
         let slots = Slots::new(self.geometry.epochs());
         Ok(self.mapped.get_or_init(|| Mapped { plane, slots }))
     }
 
-    /// Runs a transition here, waiting while the gate is latched. `None`: it must be sent.
+    /// Runs a transition here, waiting while the gate is latched, unless `channel` is cancelled. `None`: it
+    /// must be sent.
     pub fn local<T>(
         &self,
+        channel: &Channel,
         mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
     ) -> Result<Option<T>, Error> {
         let Some(mapped) = self.mapped.get() else {
@@ -138,7 +231,7 @@ impl Core {
         if self.options.forward_all {
             return Ok(None);
         }
-        let mut waits = 0;
+        let mut wait = GateWait::default();
         loop {
             let plane = &mapped.plane;
             let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
@@ -146,7 +239,7 @@ impl Core {
             match outcome {
                 Outcome::Done(value) => return Ok(Some(value)),
                 Outcome::Elsewhere => return Ok(None),
-                Outcome::Latched => self.wait_for_gate(&mut waits)?,
+                Outcome::Latched => self.wait_for_gate(channel, &mut wait)?,
             }
         }
     }
@@ -154,20 +247,29 @@ impl Core {
     /// A machine-wide operation is under way, or the daemon died in one. Nothing signals its end (the
     /// gate is a word that the daemon stores), so the thread looks again, less and less often.
     #[cold]
-    pub fn wait_for_gate(&self, waits: &mut u32) -> Result<(), Error> {
-        if let Some(error) = self.main.shut_error() {
+    pub fn wait_for_gate(&self, channel: &Channel, wait: &mut GateWait) -> Result<(), Error> {
+        if let Some(error) = channel.shut_error() {
             return Err(error);
         }
-        match *waits {
+        if channel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        match wait.count {
             0..64 => std::thread::yield_now(),
             n => std::thread::sleep(Duration::from_micros(20 << ((n - 64) / 16).min(6))),
         }
-        *waits = waits.saturating_add(1);
+        wait.count = wait.count.saturating_add(1);
+        let asked = wait.asked.get_or_insert_with(Instant::now);
+        if asked.elapsed() >= self.options.watch.patience {
+            // Quiesced by the VMM, most often; or the daemon hangs in a machine-wide operation.
+            self.signals.doubt_any();
+            wait.asked = None;
+        }
         Ok(())
     }
 
     pub fn trigger(&self, lisn: u32) -> Result<(), Error> {
-        match self.local(|plane, epoch| plane.trigger(epoch, lisn))? {
+        match self.local(&self.main, |plane, epoch| plane.trigger(epoch, lisn))? {
             Some(()) => Ok(()),
             None => self.ask(&Trigger { lisn, zero: 0 }),
         }
@@ -175,7 +277,10 @@ impl Core {
 
     pub fn set_level(&self, lisn: u32, level: bool) -> Result<(), Error> {
         let input = LevelInput::Vmm;
-        match self.local(|plane, epoch| plane.set_level(epoch, lisn, input, level))? {
+        let ran = self.local(&self.main, |plane, epoch| {
+            plane.set_level(epoch, lisn, input, level)
+        })?;
+        match ran {
             Some(()) => Ok(()),
             None => self.ask(&SetLevel {
                 lisn,
@@ -220,6 +325,14 @@ impl Core {
         }
     }
 
+    /// Channels get a daemon no more, but one that waits for a reply may still have it.
+    pub fn all_detached(&self) {
+        self.main.detach();
+        for vcpu in self.all_vcpus() {
+            vcpu.channel().detach();
+        }
+    }
+
     /// No channel will have one any more.
     pub fn shut(&self, why: &Shut) {
         self.main.shut(why.clone());
@@ -244,11 +357,6 @@ impl Core {
             .page(Page::Run(run::DEAD_GENERATION))
             .store(dead, Ordering::Release);
     }
-}
-
-fn loss_report(signals: &Arc<Signals>) -> LossReport {
-    let signals = Arc::clone(signals);
-    Arc::new(move |session| signals.lost(session))
 }
 
 impl Sink for Core {

@@ -49,6 +49,13 @@ pub enum Error {
     /// [`Intc::shutdown`](crate::Intc::shutdown) was called, or the vCPU was disconnected.
     #[error("the interrupt controller is shut down")]
     ShutDown,
+    /// The VMM cancelled the wait ([`Vcpu::set_cancelled`](crate::Vcpu::set_cancelled)). The same call,
+    /// made again, goes on where this one stopped.
+    #[error("the wait for the daemon was cancelled")]
+    Cancelled,
+    /// The wait took longer than the VMM allows ([`Absence`](crate::Absence)). As for `Cancelled`.
+    #[error("the daemon is away for too long")]
+    TimedOut,
     /// No daemon could be started any more; what the data plane can do goes on.
     #[error("no daemon could be started: {0}")]
     GaveUp(String),
@@ -67,6 +74,8 @@ impl Error {
             Self::Invalid(_) => Errno::EINVAL as i32,
             Self::ShutDown => Errno::ESHUTDOWN as i32,
             Self::GaveUp(_) => Errno::ENODEV as i32,
+            Self::Cancelled => Errno::ECANCELED as i32,
+            Self::TimedOut => Errno::ETIMEDOUT as i32,
         }
     }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::wire::handshake::{
-    GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, verdict,
+    CheckShm, GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, verdict,
 };
+use papr_intc_protocol::wire::machine::{Quiesce, Resume};
 use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
-use papr_intc_protocol::wire::vcpu::{VcpuChannel, VcpuConnect};
+use papr_intc_protocol::wire::vcpu::{VcpuChannel, VcpuConnect, WATCH};
 use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, MAX_FDS, Request, Text, Wire, flag};
 use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use vhost::vhost_user::message::FrontendReq;
@@ -30,14 +31,32 @@ const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 /// A vCPU with the new connection of its channel.
 type Opened = (Arc<VcpuState>, Arc<Connection>);
 
+/// What the first half of a handshake found.
+pub(crate) struct Introduced {
+    verdict: u32,
+}
+
 /// What a handshake achieved.
 pub(crate) struct Established {
     /// Of the daemon, in the header.
     pub generation: u64,
     /// A channel for every vCPU.
     pub channels: Vec<Opened>,
+    /// The channel for PINGs.
+    pub watch: Option<Connection>,
     /// What START found to do.
     pub counts: StartReply,
+    /// The executor is another one than under the daemon before.
+    pub turned: Option<Turned>,
+}
+
+/// How the executor changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turned {
+    /// From the front-end to the daemon.
+    Demoted,
+    /// Back.
+    Promoted,
 }
 
 /// A handshake under way.
@@ -46,12 +65,13 @@ struct Handshake<'a> {
     connection: &'a Connection,
 }
 
-/// Runs it. The caller holds the topology lock until the channels are up.
-pub(crate) fn run(
+/// The first half: who is there, which machine, whose RAM. Takes nothing over: it may be spoken with a
+/// daemon that is started beside the one that serves.
+pub(crate) fn introduce(
     core: &Core,
     topology: &mut Topology,
     connection: &Connection,
-) -> Result<Established, Error> {
+) -> Result<Introduced, Error> {
     let shake = Handshake { core, connection };
     shake.features()?;
     let hello = shake.hello(topology)?;
@@ -59,23 +79,67 @@ pub(crate) fn run(
     if core.options.machine.ram_shared {
         shake.mem_table()?;
     }
+    let verdict = hello.verdict;
+    Ok(Introduced { verdict })
+}
+
+/// CHECK_SHM: would this daemon take the memory over?
+pub(crate) fn check_memory(
+    core: &Core,
+    topology: &Topology,
+    connection: &Connection,
+) -> Result<(), Error> {
+    let Some(shm) = &topology.shm else {
+        return Ok(());
+    };
+    let shake = Handshake { core, connection };
+    let request = CheckShm { shm: shm.request() };
+    let (verdict, _) = shake.ask(&request, &[shm.memfd.as_fd()])?;
+    if verdict.errno == 0 {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        request: CheckShm::NAME,
+        errno: verdict.errno as i32,
+        text: verdict.text.0,
+    })
+}
+
+/// The second half, up to START. The caller holds the topology lock until the channels are up.
+pub(crate) fn establish(
+    core: &Core,
+    topology: &mut Topology,
+    connection: &Connection,
+    introduced: Introduced,
+) -> Result<Established, Error> {
+    let shake = Handshake { core, connection };
+    let before = topology.executor;
+    // A daemon that distrusts the front-end's plane is obeyed, for as long as it serves.
+    topology.executor = match introduced.verdict {
+        verdict::DEMOTE => Executor::Daemon,
+        _ => topology.wanted,
+    };
     shake.memory(topology)?;
-    if hello.verdict == verdict::DEMOTE && topology.executor == Executor::FrontEnd {
-        log::warn!("the daemon asks to run the data plane itself: demoted to remote mode");
-        topology.executor = Executor::Daemon;
-        topology.irqfds_at = Executor::Daemon;
-        core.intake.pause();
-    }
     let channels = shake.vcpus()?;
-    if topology.irqfds_at == Executor::Daemon {
-        let irqfds = core.intake.irqfds();
-        shake.irqfds(&irqfds)?;
+    let watch = shake.watch()?;
+    let counts = shake.start_as(topology)?;
+    let turned = match (before, topology.executor) {
+        (Executor::FrontEnd, Executor::Daemon) => Some(Turned::Demoted),
+        (Executor::Daemon, Executor::FrontEnd) => Some(Turned::Promoted),
+        _ => None,
+    };
+    if let Some(turned) = turned {
+        log::warn!(
+            "{turned:?}: the data plane is run by {:?}",
+            topology.executor
+        );
     }
-    let counts = shake.start(topology.executor)?;
     Ok(Established {
         generation: topology.shm.as_ref().map_or(0, Shm::generation),
         channels,
+        watch,
         counts,
+        turned,
     })
 }
 
@@ -140,7 +204,7 @@ impl Handshake<'_> {
     }
 
     fn hello(&self, topology: &Topology) -> Result<HelloReply, Error> {
-        let maps = topology.executor == Executor::FrontEnd;
+        let maps = topology.wanted == Executor::FrontEnd;
         let request = Hello {
             protocol_min: PROTOCOL_VERSION,
             protocol_max: PROTOCOL_VERSION,
@@ -189,14 +253,18 @@ impl Handshake<'_> {
 
     /// The first daemon hands out the memory; every later one is handed it.
     fn memory(&self, topology: &mut Topology) -> Result<(), Error> {
+        let maps = topology.executor == Executor::FrontEnd || self.core.options.forward_all;
         if let Some(shm) = &topology.shm {
-            return self.ask(&shm.request(), &[shm.memfd.as_fd()]).map(|_| ());
+            self.ask(&shm.request(), &[shm.memfd.as_fd()])?;
+            if maps {
+                self.core.ensure_mapped(shm)?;
+            }
+            return Ok(());
         }
         let (info, fds) = self.ask(&GetShm {}, &[])?;
         let shm = topology
             .shm
             .insert(Shm::accept(&info, fds, &self.core.geometry)?);
-        let maps = topology.executor == Executor::FrontEnd || self.core.options.forward_all;
         if maps {
             self.core.ensure_mapped(shm)?;
         }
@@ -238,12 +306,68 @@ impl Handshake<'_> {
         Ok(())
     }
 
+    /// The channel for PINGs; a daemon that does not know it is watched for its end only.
+    fn watch(&self) -> Result<Option<Connection>, Error> {
+        let (request, ours, theirs) = channel_request(WATCH)?;
+        match self.ask(&request, &[theirs.as_fd()]) {
+            Ok(_) => Ok(Some(Connection::new(ours))),
+            Err(Error::Refused { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// START, irqfds before it if the daemon is to read them, and whatever a predecessor's end left open.
+    fn start_as(&self, topology: &mut Topology) -> Result<StartReply, Error> {
+        let core = self.core;
+        let to = topology.executor;
+        let shm = topology.shm.as_ref();
+        let running = shm.is_some_and(|shm| shm.executor() == Some(Executor::FrontEnd));
+        if to == Executor::Daemon {
+            core.intake.pause();
+        }
+        let counts = if to == Executor::Daemon && running {
+            // Threads of ours are inside transitions: they must have left before the daemon begins.
+            let counts = self.start(Executor::FrontEnd)?;
+            let deadline_ms = core.options.watch.message.as_millis() as u32 / 2;
+            self.ask(
+                &Quiesce {
+                    deadline_ms,
+                    zero: 0,
+                },
+                &[],
+            )?;
+            self.irqfds(&core.intake.irqfds())?;
+            self.resume(executor::DAEMON)?;
+            counts
+        } else {
+            if to == Executor::Daemon {
+                self.irqfds(&core.intake.irqfds())?;
+            }
+            self.start(to)?
+        };
+        topology.irqfds_at = to;
+        // A QUIESCE of an earlier handshake, cut by the end of its daemon.
+        let depth = || topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
+        for _ in topology.quiesced..depth() {
+            self.resume(executor::KEEP)?;
+        }
+        if to == Executor::FrontEnd {
+            core.intake.unpause()?;
+        }
+        core.set_remote(to == Executor::Daemon);
+        Ok(counts)
+    }
+
     fn start(&self, by: Executor) -> Result<StartReply, Error> {
         let request = Start {
             executor: executor_code(by),
             flags: 0,
         };
         self.ask(&request, &[]).map(|(reply, _)| reply)
+    }
+
+    fn resume(&self, executor: u32) -> Result<(), Error> {
+        self.ask(&Resume { executor, zero: 0 }, &[]).map(|_| ())
     }
 }
 

@@ -41,11 +41,28 @@ pub struct FrontHost {
     /// Highest generation known dead, the same as the shared word DEAD_GENERATION; a copy of our own,
     /// so that nobody who scribbles over the pages makes us break the lock of a living daemon.
     dead: Arc<AtomicU64>,
+    /// How often a thread found a living daemon's lock.
+    met: AtomicU64,
+    doubt: Arc<dyn Fn() + Send + Sync>,
 }
 
+/// A thread that has looked so often at the lock of a daemon asks whether it still runs.
+const LOOKS: u64 = 4096;
+
 impl FrontHost {
-    pub(crate) fn new(ram: Arc<GuestRam>, kick: Kick, dead: Arc<AtomicU64>) -> Self {
-        Self { ram, kick, dead }
+    pub(crate) fn new(
+        ram: Arc<GuestRam>,
+        kick: Kick,
+        dead: Arc<AtomicU64>,
+        doubt: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        Self {
+            ram,
+            kick,
+            dead,
+            met: AtomicU64::new(0),
+            doubt,
+        }
     }
 
     /// Gives the remembered kicks of this thread to the VMM. Called outside of any epoch.
@@ -95,7 +112,14 @@ impl Host for FrontHost {
         let dead = self.dead.load(Ordering::Relaxed);
         // Generations rise by one and the lock word has 16 bits of them: a dead one is at most half the
         // circle behind.
-        dead != 0 && (dead as u16).wrapping_sub(generation) < 0x8000
+        if dead != 0 && (dead as u16).wrapping_sub(generation) < 0x8000 {
+            return true;
+        }
+        // Relaxed: a count of no consequence.
+        if self.met.fetch_add(1, Ordering::Relaxed) % LOOKS == LOOKS - 1 {
+            (self.doubt)();
+        }
+        false
     }
 }
 
@@ -111,7 +135,7 @@ mod tests {
         let kick: Kick = Arc::new(move |s| sink.lock().unwrap().push(s));
         let ram = Arc::new(GuestRam::new(&[(0, 0x1000)]).unwrap());
         (
-            FrontHost::new(ram, kick, Arc::new(AtomicU64::new(0))),
+            FrontHost::new(ram, kick, Arc::new(AtomicU64::new(0)), Arc::new(|| ())),
             kicked,
         )
     }

@@ -31,6 +31,7 @@ use crate::shm::Shm;
 use crate::source::Source;
 use crate::supervisor;
 use crate::sync::{lock, write};
+use crate::upgrade::{Order, Upgraded};
 use crate::vcpu::{Vcpu, VcpuState};
 
 /// A running interrupt controller. Clones are the same one; when the last is gone, it is shut down.
@@ -84,11 +85,8 @@ impl Intc {
         kick: Kick,
     ) -> Result<Self, Error> {
         let core = Arc::new(Core::new(options, ram, kick)?);
-        let session = supervisor::start(&core, &launcher, 1)?;
-        let watched = Arc::clone(&core);
-        let watch = spawn("papr-intc-watch", move || {
-            supervisor::run(&watched, &launcher, session);
-        })?;
+        let (supervisor, session) = supervisor::start(Arc::clone(&core), launcher)?;
+        let watch = spawn("papr-intc-watch", move || supervisor.run(session))?;
         let handle = Arc::new(Handle {
             core: Arc::clone(&core),
             threads: Mutex::new(vec![watch]),
@@ -133,6 +131,26 @@ impl Intc {
         self.0.shutdown();
     }
 
+    /// Puts another launcher's daemon in the place of the one that serves, and of those that will be started
+    /// later. Interrupts flow meanwhile (in mapped mode), calls wait.
+    ///
+    /// # Errors
+    /// Why the new daemon does not serve: one that does not fit is refused before the old one is touched;
+    /// if it fails later, the old binary serves again.
+    pub fn upgrade(&self, launcher: Launcher) -> Result<Upgraded, Error> {
+        let (done, result) = std::sync::mpsc::channel();
+        if !self.core().signals.order(Order::Upgrade { launcher, done }) {
+            return Err(self.core().main.shut_error().unwrap_or(Error::ShutDown));
+        }
+        // Dropped unanswered: nothing is done any more.
+        result.recv().unwrap_or(Err(Error::ShutDown))
+    }
+
+    /// As [`Vcpu::set_cancelled`], for the calls of this handle and for triggers.
+    pub fn set_cancelled(&self, cancelled: bool) {
+        self.core().main.set_cancelled(cancelled);
+    }
+
     /// Connects a vCPU and opens its channel.
     pub fn connect_vcpu(&self, server: u32) -> Result<Vcpu, Error> {
         let core = self.core();
@@ -142,7 +160,7 @@ impl Intc {
                 core.geometry.servers()
             )));
         }
-        let state = Arc::new(VcpuState::new(server, core.loss_report())?);
+        let state = Arc::new(VcpuState::new(server, core.watcher())?);
         in_one_session(core, |_topology| self.introduce(&state))?;
         core.intake.add_kick(server, Arc::clone(state.event()))?;
         Ok(Vcpu::new(self.clone(), state))
@@ -179,6 +197,7 @@ impl Intc {
         let (request, ours, theirs) = channel_request(state.server())?;
         let session = core.ask_session(&request, &[theirs.as_fd()])?;
         let connection = Arc::new(Connection::new(ours));
+        connection.set_tick(core.options.watch.patience)?;
         state.channel().bring_up(connection, session);
         Ok(())
     }
@@ -268,7 +287,11 @@ impl Intc {
             let what = "only the last resume can change the executor";
             return Err(Error::Invalid(what.to_owned()));
         }
-        let before = lock(&self.core().topology).executor;
+        let before = {
+            let mut topology = lock(&self.core().topology);
+            topology.wanted = by.unwrap_or(topology.wanted);
+            topology.executor
+        };
         let after = by.unwrap_or(before);
         self.hand_over(after)?;
         let resumed = self.reach_depth(
@@ -282,6 +305,9 @@ impl Intc {
             Ok(()) => after,
             Err(_) => {
                 // As if nothing had been asked.
+                if by.is_some() {
+                    lock(&self.core().topology).wanted = before;
+                }
                 self.hand_over(before)?;
                 before
             }
@@ -303,10 +329,11 @@ impl Intc {
     fn reach_depth<R: Request>(&self, depth: u64, request: &R) -> Result<(), Error> {
         in_one_session(self.core(), |topology| {
             let now = topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
-            if now == depth {
-                return Ok(());
+            if now != depth {
+                self.core().ask_session(request, &[])?;
             }
-            self.core().ask_session(request, &[]).map(|_| ())
+            topology.quiesced = depth;
+            Ok(())
         })
     }
 
@@ -321,6 +348,7 @@ impl Intc {
         in_one_session(core, |topology| {
             // From here on a new daemon is started so. The gate is latched: nobody executes yet.
             topology.executor = to;
+            core.set_remote(to == Executor::Daemon);
             if topology.irqfds_at != to {
                 self.move_irqfds(to)?;
                 topology.irqfds_at = to;

@@ -10,7 +10,10 @@
 //! | [`connection`] | one stream: framing, descriptors |
 //! | [`channel`] | a numbered line of requests over all daemons: waiting, replay |
 //! | `handshake` | what a daemon is told, first or restarted |
-//! | `supervisor`, `process`, `signals` | watch, fence, restart |
+//! | `watch` | what ends a session: death, hang-up, silence |
+//! | `supervisor`, `backoff`, `process`, `signals` | fence, restart |
+//! | `upgrade` | another binary in the place of the one that serves |
+//! | `change` | what the VMM is told |
 //! | `core` | what all of these share, and the order of locks |
 //! | [`epoch`], `host` | what a transition needs of this process |
 //! | `shm`, `guest_ram` | memory: the controller's, the guest's |
@@ -20,6 +23,8 @@
 // A panic on outside input is a defect of ours; an invariant is stated by `expect`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod backoff;
+mod change;
 pub mod channel;
 pub mod connection;
 mod core;
@@ -39,9 +44,12 @@ mod signals;
 mod source;
 mod supervisor;
 mod sync;
+mod upgrade;
 mod vcpu;
+mod watch;
 
-pub use crate::core::Options;
+pub use crate::core::{Absence, Options, WatchLimits};
+pub use change::{Change, OnChange, Reason};
 pub use error::Error;
 pub use guest_ram::{GuestRam, Memory};
 pub use host::{FrontHost, Kick};
@@ -50,4 +58,5 @@ pub use papr_intc_protocol as protocol;
 pub use papr_intc_protocol::layout::header::Executor;
 pub use process::Launcher;
 pub use source::Source;
+pub use upgrade::Upgraded;
 pub use vcpu::{TimeBase, Vcpu};

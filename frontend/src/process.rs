@@ -5,22 +5,30 @@
 //! only when the kernel has reported it (protocol: "fence, then recover").
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::Mode;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::Error;
+use crate::sync::lock;
 
 /// Where daemons come from.
 #[derive(Clone, Debug)]
-pub struct Launcher(Source);
+pub struct Launcher {
+    source: Source,
+    /// The executable that has served last, even if its file is another one by now.
+    pinned: Arc<Mutex<Option<OwnedFd>>>,
+}
 
 #[derive(Clone, Debug)]
 enum Source {
@@ -34,32 +42,57 @@ enum Source {
 }
 
 impl Launcher {
+    fn new(source: Source) -> Self {
+        let pinned = Arc::default();
+        Self { source, pinned }
+    }
+
     /// Each daemon is a child process: `binary --fd 0 args…`, with the socket as descriptor 0.
     pub fn spawn(binary: impl Into<PathBuf>, args: Vec<OsString>) -> Self {
-        Self(Source::Spawn {
-            binary: binary.into(),
-            args,
-        })
+        let binary = binary.into();
+        Self::new(Source::Spawn { binary, args })
     }
 
     /// Somebody else starts daemons, which listen on `path`. One whose connection was lost is killed
     /// before the next is connected to, so the VMM must be allowed to.
     pub fn connect(path: impl Into<PathBuf>) -> Self {
-        Self(Source::Connect { path: path.into() })
+        Self::new(Source::Connect { path: path.into() })
     }
 
     /// Somebody else may still be about to start a daemon: a failure to reach one is not its failure.
     pub(crate) fn is_foreign(&self) -> bool {
-        matches!(self.0, Source::Connect { .. })
+        matches!(self.source, Source::Connect { .. })
     }
 
-    /// A daemon and a stream to it.
-    pub(crate) fn launch(&self) -> Result<(Process, UnixStream), Error> {
-        match &self.0 {
+    /// The executable of this process has served: it can be started again if its file is replaced by one
+    /// that does not.
+    pub(crate) fn pin(&self, process: &Process) {
+        if self.is_foreign() {
+            return;
+        }
+        let path = format!("/proc/{}/exe", process.pid());
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        if let Ok(fd) = open(path.as_str(), flags, Mode::empty()) {
+            *lock(&self.pinned) = Some(fd);
+        }
+    }
+
+    /// A daemon and a stream to it; `earlier`: of the executable that has served, if there is one.
+    pub(crate) fn launch(&self, earlier: bool) -> Result<(Process, UnixStream), Error> {
+        match &self.source {
             Source::Spawn { binary, args } => {
+                let pinned = lock(&self.pinned);
+                let pinned = pinned.as_ref().filter(|_| earlier);
+                // Close-on-exec does not hinder: the path is looked up before.
+                let pinned = pinned.map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
+                let mut command = match &pinned {
+                    Some(path) => Command::new(path),
+                    None => Command::new(binary),
+                };
                 let (ours, theirs) =
                     UnixStream::pair().map_err(Error::os("making a socket pair"))?;
-                let child = Command::new(binary)
+                let child = command
+                    .arg0(binary)
                     .args(["--fd", "0"])
                     .args(args)
                     .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -198,7 +231,7 @@ mod tests {
     fn a_spawned_daemon_has_its_socket_as_descriptor_0() {
         let launcher = Launcher::spawn("/bin/sh", vec![]);
         // `sh --fd 0` fails at once on an unknown option; its end of the socket closes with it.
-        let (mut process, mut stream) = launcher.launch().unwrap();
+        let (mut process, mut stream) = launcher.launch(false).unwrap();
         assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
         assert!(process.has_ended(PollTimeout::NONE));
         let ended = process.fence();
@@ -217,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_missing_binary_is_an_error_with_its_errno() {
-        let error = Launcher::spawn("/no/such/binary", vec![]).launch();
+        let error = Launcher::spawn("/no/such/binary", vec![]).launch(false);
         assert_eq!(error.unwrap_err().errno(), Errno::ENOENT as i32);
     }
 }

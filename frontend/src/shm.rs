@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use papr_intc_protocol::LAYOUT_VERSION;
-use papr_intc_protocol::layout::header::{self, word};
+use papr_intc_protocol::layout::header::{self, Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::layout::{Geometry, Machine, Table};
 use papr_intc_protocol::wire::handshake::{SetShm, ShmInfo};
@@ -80,6 +80,12 @@ impl Shm {
     /// Generation of the last daemon that took it, even if that one died before it could say so.
     pub fn generation(&self) -> u64 {
         self.header(word::GENERATION)
+    }
+
+    /// Who executes, as the last daemon left it; none before the first START.
+    pub fn executor(&self) -> Option<Executor> {
+        let state = State::from_word(self.header(word::STATE));
+        (state.gate != Gate::Closed).then_some(state.executor)
     }
 
     /// QUIESCEs open.

@@ -1,10 +1,12 @@
 //! The watch thread: keeps one daemon alive, and never two (architecture §4).
 //!
-//! Death (pidfd, hang-up, or a request that met a broken connection) → channels down → fence → the dead
-//! generation is made known → every vCPU is kicked → a new daemon with back-off → whole handshake →
-//! channels up, on which the waiting callers send their requests again → every vCPU is kicked again.
+//! Loss (see [`watch`](crate::watch)) → channels down → fence → the dead generation is made known →
+//! every vCPU is kicked → a new daemon when [`Backoff`] says so → whole handshake → channels up, on
+//! which the waiting callers send their requests again → every vCPU is kicked again. What the VMM is
+//! told about it is in [`change`](crate::change); a planned change of daemons in
+//! [`upgrade`](crate::upgrade).
 
-use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,176 +14,268 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papr_intc_protocol::wire::Request;
-use papr_intc_protocol::wire::handshake::{Goodbye, SetShm};
+use papr_intc_protocol::wire::handshake::{Goodbye, SetShm, StartReply};
 
+use crate::backoff::{Backoff, GIVE_UP_AFTER};
+use crate::change::{Change, Reason};
 use crate::channel::{Patience, Shut};
 use crate::connection::Connection;
 use crate::core::Core;
 use crate::error::Error;
-use crate::handshake;
+use crate::handshake::{self, Turned};
 use crate::process::{Ended, Launcher, Process};
 use crate::sync::lock;
+use crate::watch::{Over, watch};
 
-/// A daemon that takes longer than this for one message of the handshake is given up.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a daemon may take to end by itself.
-const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
-/// A daemon that served for so long was no failure, whatever came then.
-const SETTLED: Duration = Duration::from_millis(100);
-const FIRST_DELAY: Duration = Duration::from_millis(1);
-const LAST_DELAY: Duration = Duration::from_secs(1);
-/// Delay at most after a daemon that did reach START.
-const STARTED_DELAY: Duration = Duration::from_millis(16);
-/// So many failed starts in a row, excused ones not counted, are the end.
-const GIVE_UP_AFTER: u32 = 6;
+pub(crate) const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
 /// A daemon that serves.
 pub(crate) struct Session {
-    number: u64,
-    process: Process,
-    connection: Arc<Connection>,
+    pub number: u64,
+    pub process: Process,
+    pub connection: Arc<Connection>,
+    /// None if the daemon does not know the watch channel.
+    pub watch: Option<Connection>,
     since: Instant,
+    pub generation: u64,
+    counts: StartReply,
 }
 
 /// A start that failed.
-struct Failed {
-    error: Error,
+pub(crate) struct Failed {
+    pub error: Error,
     /// Not the daemon's own failure: it was killed, is not there yet, or waits for another one's lock.
     excused: bool,
+    slow: bool,
 }
 
-/// Starts a daemon, shakes hands and brings the channels up.
-pub(crate) fn start(core: &Core, launcher: &Launcher, number: u64) -> Result<Session, Error> {
-    try_start(core, launcher, number).map_err(|failed| failed.error)
+/// The watch thread's own.
+pub(crate) struct Supervisor {
+    pub core: Arc<Core>,
+    pub launcher: Launcher,
+    pub backoff: Backoff,
+    /// Of the last session.
+    pub number: u64,
 }
 
-fn try_start(core: &Core, launcher: &Launcher, number: u64) -> Result<Session, Failed> {
-    let (mut process, stream) = launcher.launch().map_err(|error| Failed {
-        error,
-        excused: launcher.is_foreign(),
-    })?;
-    core.signals.pid.store(process.pid(), Ordering::Relaxed);
-    let begun = core.signals.handshake(Some(&stream));
-    let connection = Arc::new(Connection::new(stream));
-    let result = begun.and_then(|()| shake_hands(core, &connection, number));
-    // Only duplicating a descriptor can fail, and there is none.
-    let _ = core.signals.handshake(None);
-    match result {
-        Ok(()) => Ok(Session {
-            number,
-            process,
-            connection,
-            since: Instant::now(),
-        }),
-        Err(error) => {
-            connection.close();
-            let ended = fence(core, &mut process);
-            let locked = matches!(&error, Error::Refused { request, errno, .. }
-                if *request == SetShm::NAME && *errno == Errno::EBUSY as i32);
-            Err(Failed {
-                error,
-                excused: ended.killed || locked,
-            })
+/// Starts the first daemon; the supervisor that goes on from there, and its session.
+pub(crate) fn start(core: Arc<Core>, launcher: Launcher) -> Result<(Supervisor, Session), Error> {
+    let mut supervisor = Supervisor {
+        core,
+        launcher,
+        backoff: Backoff::default(),
+        number: 0,
+    };
+    match supervisor.try_start(false) {
+        Ok(session) => Ok((supervisor, session)),
+        Err(failed) => Err(failed.error),
+    }
+}
+
+impl Supervisor {
+    /// The body of the watch thread: from the first session to the stop.
+    pub fn run(mut self, mut session: Session) {
+        loop {
+            let limit = self.backoff.answer_limit(self.core.options.watch.answer);
+            let next = match watch(&self.core, &session, limit) {
+                Over::Stop => return self.finish(session),
+                Over::Order(order) => self.obey(order, session),
+                Over::Lost(reason) => self.replace(session, reason),
+            };
+            session = match next {
+                Some(next) => next,
+                None => return,
+            };
         }
     }
-}
 
-fn shake_hands(core: &Core, connection: &Arc<Connection>, number: u64) -> Result<(), Error> {
-    connection.set_deadline(Some(HANDSHAKE_LIMIT))?;
-    let mut topology = lock(&core.topology);
-    let established = handshake::run(core, &mut topology, connection)?;
-    connection.set_deadline(None)?;
-    for (vcpu, channel) in established.channels {
-        vcpu.channel().bring_up(channel, number);
-    }
-    core.main.bring_up(Arc::clone(connection), number);
-    drop(topology);
-    core.kick_all();
-    let counts = established.counts;
-    log::info!(
-        "papr-intc serves, generation {}: {} steps redone, {} lines signalled again, {} in doubt",
-        established.generation,
-        counts.redone,
-        counts.resignalled,
-        counts.in_doubt
-    );
-    Ok(())
-}
-
-/// Makes certain that the daemon is dead, and known to be.
-fn fence(core: &Core, process: &mut Process) -> Ended {
-    let ended = process.fence();
-    core.signals.pid.store(0, Ordering::Relaxed);
-    if let Some(shm) = &lock(&core.topology).shm {
-        // Whoever took the memory last, even if its answer never came.
-        core.bury(shm.generation());
-    }
-    ended
-}
-
-/// The body of the watch thread: from the first session to the stop.
-pub(crate) fn run(core: &Core, launcher: &Launcher, mut session: Session) {
-    let mut delay = Duration::ZERO;
-    loop {
-        let reason = watch(core, &session);
-        if core.signals.stopping() {
-            return finish(core, session);
-        }
+    /// A daemon is lost: fences it and brings up another.
+    fn replace(&mut self, mut session: Session, reason: Reason) -> Option<Session> {
         let away_since = Instant::now();
-        core.all_down();
-        let ended = fence(core, &mut session.process);
+        self.core.all_down();
+        let ended = self.fence(&mut session.process);
         log::warn!("papr-intc is absent: {reason}; {}", ended.how);
-        core.kick_all();
-        delay = if session.since.elapsed() >= SETTLED {
-            Duration::ZERO
-        } else {
-            longer(delay).min(STARTED_DELAY)
-        };
-        session = match restart(core, launcher, session.number, delay) {
-            Some(next) => next,
-            None => return,
-        };
-        core.signals.restarts.fetch_add(1, Ordering::Relaxed);
-        log::info!("papr-intc was absent for {:?}", away_since.elapsed());
+        self.core.kick_all();
+        let how = ended.how;
+        self.tell(&Change::Absent { reason, how });
+        let silent = matches!(reason, Reason::Silent(_));
+        self.backoff.ended(session.since.elapsed(), silent);
+        drop(session);
+        let next = self.restart()?;
+        self.returned(&next, away_since.elapsed());
+        Some(next)
     }
-}
 
-fn longer(delay: Duration) -> Duration {
-    (delay * 2).clamp(FIRST_DELAY, LAST_DELAY)
-}
+    /// A daemon serves again.
+    pub fn returned(&self, session: &Session, outage: Duration) {
+        self.core.signals.restarts.fetch_add(1, Ordering::Relaxed);
+        log::info!("papr-intc was absent for {outage:?}");
+        let counts = &session.counts;
+        self.tell(&Change::Present {
+            outage,
+            generation: session.generation,
+            redone: counts.redone,
+            resignalled: counts.resignalled,
+            in_doubt: counts.in_doubt,
+        });
+    }
 
-/// Starts daemons until one serves. `None`: stopped, or given up.
-fn restart(
-    core: &Core,
-    launcher: &Launcher,
-    mut number: u64,
-    mut delay: Duration,
-) -> Option<Session> {
-    let mut failures = 0;
-    loop {
-        if pause(core, delay) {
-            core.shut(&Shut::ShutDown);
-            return None;
+    fn tell(&self, change: &Change) {
+        self.core.options.on_change.tell(change);
+    }
+
+    /// Starts daemons until one serves. `None`: stopped, or given up.
+    pub fn restart(&mut self) -> Option<Session> {
+        let mut earlier = false;
+        loop {
+            if pause(&self.core, self.backoff.delay()) {
+                self.core.shut(&Shut::ShutDown);
+                return None;
+            }
+            let failed = match self.try_start(earlier) {
+                Ok(session) => return Some(session),
+                Err(failed) => failed,
+            };
+            if self.core.signals.stopping() {
+                continue;
+            }
+            log::warn!("papr-intc could not be started: {}", failed.error);
+            self.backoff.failed(failed.excused, failed.slow);
+            if self.backoff.gives_up() {
+                return self.give_up(&failed.error);
+            }
+            // The file may have been replaced by one that does not fit: in turns with what has served.
+            earlier = !earlier;
         }
-        number += 1;
-        let failed = match try_start(core, launcher, number) {
-            Ok(session) => return Some(session),
-            Err(failed) => failed,
-        };
-        if core.signals.stopping() {
-            continue;
+    }
+
+    fn give_up(&self, error: &Error) -> Option<Session> {
+        let why = error.to_string();
+        log::error!("no papr-intc could be started in {GIVE_UP_AFTER} attempts, giving up: {why}");
+        self.core.shut(&Shut::GaveUp(why.clone()));
+        self.core.signals.refuse_orders();
+        self.tell(&Change::GaveUp { why });
+        None
+    }
+
+    /// One daemon, from its start to the open channels; `earlier`: the executable that has served before.
+    pub fn try_start(&mut self, earlier: bool) -> Result<Session, Failed> {
+        let launched = self.launcher.launch(earlier);
+        let (process, stream) = launched.map_err(|error| Failed {
+            error,
+            excused: self.launcher.is_foreign(),
+            slow: false,
+        })?;
+        self.settle(process, stream, |core, connection| {
+            handshake::introduce(core, &mut lock(&core.topology), connection)
+        })
+    }
+
+    /// The handshake with a daemon that was started; `introduce` says whether to map.
+    pub fn settle(
+        &mut self,
+        mut process: Process,
+        stream: UnixStream,
+        introduce: impl FnOnce(&Core, &Connection) -> Result<handshake::Introduced, Error>,
+    ) -> Result<Session, Failed> {
+        self.number += 1;
+        let core = &self.core;
+        core.signals.pid.store(process.pid(), Ordering::Relaxed);
+        let begun = core.signals.waits_on(Some(&stream));
+        let connection = Arc::new(Connection::new(stream));
+        let limit = self.backoff.message_limit(core.options.watch.message);
+        let result = begun
+            .and_then(|()| connection.set_tick(limit))
+            .and_then(|()| introduce(core, &connection))
+            .and_then(|introduced| self.establish(&connection, introduced));
+        // Only duplicating a descriptor can fail, and there is none.
+        let _ = core.signals.waits_on(None);
+        match result {
+            Ok((watch, generation, counts)) => {
+                self.launcher.pin(&process);
+                Ok(Session {
+                    number: self.number,
+                    process,
+                    connection,
+                    watch,
+                    since: Instant::now(),
+                    generation,
+                    counts,
+                })
+            }
+            Err(error) => {
+                connection.close();
+                let ended = self.fence(&mut process);
+                let locked = matches!(&error, Error::Refused { request, errno, .. }
+                    if *request == SetShm::NAME && *errno == Errno::EBUSY as i32);
+                Err(Failed {
+                    slow: error.errno() == Errno::ETIMEDOUT as i32,
+                    excused: ended.killed || locked,
+                    error,
+                })
+            }
         }
-        log::warn!("papr-intc could not be started: {}", failed.error);
-        failures += u32::from(!failed.excused);
-        if failures >= GIVE_UP_AFTER {
-            let why = failed.error.to_string();
-            log::error!(
-                "no papr-intc could be started in {GIVE_UP_AFTER} attempts, giving up: {why}"
-            );
-            core.shut(&Shut::GaveUp(why));
-            return None;
+    }
+
+    /// The second half of the handshake; then the channels are up.
+    fn establish(
+        &self,
+        connection: &Arc<Connection>,
+        introduced: handshake::Introduced,
+    ) -> Result<(Option<Connection>, u64, StartReply), Error> {
+        let core = &self.core;
+        let mut topology = lock(&core.topology);
+        let established = handshake::establish(core, &mut topology, connection, introduced)?;
+        let tick = core.options.watch.patience;
+        connection.set_tick(tick)?;
+        for (vcpu, channel) in established.channels {
+            channel.set_tick(tick)?;
+            vcpu.channel().bring_up(channel, self.number);
         }
-        delay = longer(delay);
+        core.main.bring_up(Arc::clone(connection), self.number);
+        drop(topology);
+        core.kick_all();
+        let counts = established.counts;
+        log::info!(
+            "papr-intc serves, generation {}: {} steps redone, {} lines signalled again, {} in doubt",
+            established.generation,
+            counts.redone,
+            counts.resignalled,
+            counts.in_doubt
+        );
+        match established.turned {
+            Some(Turned::Demoted) => self.tell(&Change::Demoted),
+            Some(Turned::Promoted) => self.tell(&Change::Promoted),
+            None => {}
+        }
+        Ok((established.watch, established.generation, counts))
+    }
+
+    /// Makes certain that the daemon is dead, and known to be.
+    pub fn fence(&self, process: &mut Process) -> Ended {
+        let ended = process.fence();
+        let core = &self.core;
+        core.signals.pid.store(0, Ordering::Relaxed);
+        if let Some(shm) = &lock(&core.topology).shm {
+            // Whoever took the memory last, even if its answer never came.
+            core.bury(shm.generation());
+        }
+        ended
+    }
+
+    /// The end that the VMM asked for: GOODBYE if the main channel is free, then the fence.
+    fn finish(&self, mut session: Session) {
+        let core = &self.core;
+        let goodbye = core.main.send(Patience::Now, &Goodbye {}, &[]);
+        core.shut(&Shut::ShutDown);
+        session.connection.close();
+        if goodbye.is_ok() {
+            let limit = GOODBYE_LIMIT.as_millis() as u16;
+            session.process.has_ended(PollTimeout::from(limit));
+        }
+        let ended = self.fence(&mut session.process);
+        log::info!("papr-intc is shut down: {}", ended.how);
     }
 }
 
@@ -202,51 +296,4 @@ fn pause(core: &Core, delay: Duration) -> bool {
         let mut fds = [PollFd::new(core.signals.wake_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::from(millis));
     }
-}
-
-/// Waits until the session is over, or the supervisor is to stop. Says why.
-fn watch(core: &Core, session: &Session) -> &'static str {
-    loop {
-        core.signals.clear();
-        if core.signals.stopping() {
-            return "stopped";
-        }
-        if core.signals.is_lost(session.number) {
-            return "a request met a broken connection";
-        }
-        let stream = session.connection.stream().as_fd();
-        let hang_up = PollFlags::POLLHUP;
-        let mut fds = vec![
-            PollFd::new(core.signals.wake_fd(), PollFlags::POLLIN),
-            PollFd::new(stream, hang_up),
-        ];
-        if let Some(pidfd) = session.process.pidfd() {
-            fds.push(PollFd::new(pidfd, PollFlags::POLLIN));
-        }
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return "poll failed",
-        }
-        let fired = |i: usize| fds.get(i).is_some_and(|fd| fd.any().unwrap_or(false));
-        if fired(2) {
-            return "the process ended";
-        }
-        if fired(1) {
-            return "the connection hung up";
-        }
-    }
-}
-
-/// The end that the VMM asked for: GOODBYE if the main channel is free, then the fence.
-fn finish(core: &Core, mut session: Session) {
-    let _ = session.connection.set_deadline(Some(GOODBYE_LIMIT));
-    let goodbye = core.main.send(Patience::Now, &Goodbye {}, &[]);
-    core.shut(&Shut::ShutDown);
-    session.connection.close();
-    if goodbye.is_ok() {
-        let limit = GOODBYE_LIMIT.as_millis() as u16;
-        session.process.has_ended(PollTimeout::from(limit));
-    }
-    let ended = fence(core, &mut session.process);
-    log::info!("papr-intc is shut down: {}", ended.how);
 }

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use papr_intc_protocol::papr::codes::{RtasCall, opcode};
+use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
 use papr_intc_protocol::wire::guest::{Cas, CasReply, Hcall, Mmio, Rtas, space};
 use papr_intc_protocol::wire::vcpu::{Line, VcpuLine, VcpuReset};
 use papr_intc_protocol::wire::{Request, Rest};
 
-use crate::channel::{Channel, LossReport, Patience};
-use crate::core::Core;
+use crate::channel::{Channel, Patience, Watcher};
+use crate::core::{Absence, Core, GateWait};
 use crate::error::Error;
 use crate::event::Event;
 use crate::intc::Intc;
@@ -60,10 +60,10 @@ impl Sample {
 }
 
 impl VcpuState {
-    pub fn new(server: u32, report: LossReport) -> Result<Self, Error> {
+    pub fn new(server: u32, watcher: Arc<dyn Watcher>) -> Result<Self, Error> {
         Ok(Self {
             server,
-            channel: Channel::new(report),
+            channel: Channel::new(watcher),
             event: Arc::new(Event::new()?),
             line: Mutex::new(Sample::default()),
             stale: AtomicBool::new(true),
@@ -156,12 +156,13 @@ impl Vcpu {
     /// refuses such calls with EBUSY while the machine is quiesced: the vCPU waits, as in mapped mode.
     fn send<R: Request>(
         &self,
+        patience: Patience,
         request: &R,
         line: impl Fn(&R::Reply) -> Line,
     ) -> Result<R::Reply, Error> {
-        let mut waits = 0;
+        let mut wait = GateWait::default();
         loop {
-            match self.state.channel.send(Patience::Persist, request, &[]) {
+            match self.state.channel.send(patience, request, &[]) {
                 Ok(answer) => {
                     if answer.replayed {
                         // Its sample may be from the daemon before, whose numbers mean nothing now.
@@ -173,10 +174,30 @@ impl Vcpu {
                     return Ok(answer.reply);
                 }
                 Err(Error::Refused { errno, .. }) if errno == Errno::EBUSY as i32 => {
-                    self.core().wait_for_gate(&mut waits)?;
+                    self.core().wait_for_gate(&self.state.channel, &mut wait)?;
                 }
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// While it is set, this vCPU's calls return [`Error::Cancelled`] instead of waiting for a daemon or for
+    /// the end of a quiesce; one that waits already returns within the patience of
+    /// [`WatchLimits`](crate::WatchLimits). The same call, made again later, goes on where it stopped:
+    /// it still runs once. Any thread may call this.
+    pub fn set_cancelled(&self, cancelled: bool) {
+        self.state.channel.set_cancelled(cancelled);
+    }
+
+    /// How long this hypercall may wait for a daemon.
+    fn patience(&self, opcode: u64) -> Patience {
+        match self.core().options.absence {
+            Absence::Busy(limit)
+                if (opcode::H_INT_GET_SOURCE_INFO..=opcode::H_INT_RESET).contains(&opcode) =>
+            {
+                Patience::Until(Instant::now() + limit)
+            }
+            _ => Patience::Persist,
         }
     }
 
@@ -187,9 +208,9 @@ impl Vcpu {
     pub fn hcall(&self, opcode: u64, args: &mut [u64; 9]) -> Result<i64, Error> {
         let server = self.server();
         let time_base = self.time_base(opcode);
-        let ran = self
-            .core()
-            .local(|plane, epoch| plane.hcall(epoch, server, opcode, args, time_base))?;
+        let ran = self.core().local(&self.state.channel, |plane, epoch| {
+            plane.hcall(epoch, server, opcode, args, time_base)
+        })?;
         if let Some(ret) = ran {
             return Ok(ret);
         }
@@ -200,17 +221,22 @@ impl Vcpu {
             args: *args,
             time_base,
         };
-        let reply = self.send(&request, |r| r.line)?;
-        *args = reply.args;
-        Ok(reply.ret)
+        match self.send(self.patience(opcode), &request, |r| r.line) {
+            Ok(reply) => {
+                *args = reply.args;
+                Ok(reply.ret)
+            }
+            Err(Error::TimedOut) => Ok(ret::H_BUSY),
+            Err(e) => Err(e),
+        }
     }
 
     /// An RTAS call with the argument cells `args` and room for `nret` results (16 each at most). The
     /// cells to write to the guest; the first is the status.
     pub fn rtas(&self, call: RtasCall, args: &[u32], nret: u32) -> Result<Vec<u32>, Error> {
-        let ran = self
-            .core()
-            .local(|plane, epoch| plane.rtas(epoch, call, args, nret))?;
+        let ran = self.core().local(&self.state.channel, |plane, epoch| {
+            plane.rtas(epoch, call, args, nret)
+        })?;
         if let Some(reply) = ran {
             return Ok(reply.cells().to_vec());
         }
@@ -226,7 +252,7 @@ impl Vcpu {
             nret,
             args: cells,
         };
-        let reply = self.send(&request, |r| r.line)?;
+        let reply = self.send(Patience::Persist, &request, |r| r.line)?;
         let written = (reply.written as usize).min(reply.rets.len());
         Ok(reply.rets[..written].to_vec())
     }
@@ -246,10 +272,9 @@ impl Vcpu {
 
     /// A load of the guest at `offset` from the machine's ESB base.
     pub fn esb_load(&self, offset: u64, size: u8) -> Result<u64, Error> {
-        match self
-            .core()
-            .local(|plane, epoch| plane.esb_load(epoch, offset, size))?
-        {
+        match self.core().local(&self.state.channel, |plane, epoch| {
+            plane.esb_load(epoch, offset, size)
+        })? {
             Some(value) => Ok(value),
             None => self.mmio(space::ESB, offset, size, None),
         }
@@ -257,10 +282,9 @@ impl Vcpu {
 
     /// A store of the guest at `offset` from the machine's ESB base.
     pub fn esb_store(&self, offset: u64, size: u8, value: u64) -> Result<(), Error> {
-        match self
-            .core()
-            .local(|plane, epoch| plane.esb_store(epoch, offset, size, value))?
-        {
+        match self.core().local(&self.state.channel, |plane, epoch| {
+            plane.esb_store(epoch, offset, size, value)
+        })? {
             Some(()) => Ok(()),
             None => self.mmio(space::ESB, offset, size, Some(value)).map(|_| ()),
         }
@@ -269,10 +293,9 @@ impl Vcpu {
     /// A load of this vCPU at `offset` from the machine's TIMA base.
     pub fn tima_load(&self, offset: u64, size: u8) -> Result<u64, Error> {
         let server = self.server();
-        match self
-            .core()
-            .local(|plane, epoch| plane.tima_load(epoch, server, offset, size))?
-        {
+        match self.core().local(&self.state.channel, |plane, epoch| {
+            plane.tima_load(epoch, server, offset, size)
+        })? {
             Some(value) => Ok(value),
             None => self.mmio(space::TIMA, offset, size, None),
         }
@@ -281,10 +304,9 @@ impl Vcpu {
     /// A store of this vCPU at `offset` from the machine's TIMA base.
     pub fn tima_store(&self, offset: u64, size: u8, value: u64) -> Result<(), Error> {
         let server = self.server();
-        match self
-            .core()
-            .local(|plane, epoch| plane.tima_store(epoch, server, offset, size, value))?
-        {
+        match self.core().local(&self.state.channel, |plane, epoch| {
+            plane.tima_store(epoch, server, offset, size, value)
+        })? {
             Some(()) => Ok(()),
             None => self
                 .mmio(space::TIMA, offset, size, Some(value))
@@ -301,7 +323,8 @@ impl Vcpu {
             store: u32::from(value.is_some()),
             value: value.unwrap_or(0),
         };
-        self.send(&request, |r| r.line).map(|r| r.value)
+        self.send(Patience::Persist, &request, |r| r.line)
+            .map(|r| r.value)
     }
 
     /// The level of the external-interrupt line. Never waits for an absent daemon; starts no transition.

@@ -97,10 +97,9 @@ impl Bench {
         let ram = Arc::new(GuestRam::new(&[(0, 16 << 20)]).unwrap());
         let kicks = Arc::new(Kicks::default());
         let options = Options {
-            machine,
             executor: how.executor,
             forward_all: how.forward_all,
-            name: "bench".to_owned(),
+            ..Options::new(machine)
         };
         let sink = Arc::clone(&kicks);
         let kick = Arc::new(move |server| sink.kick(server));

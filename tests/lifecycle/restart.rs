@@ -1,6 +1,6 @@
 //! The daemon dies; the guest's interrupts do not.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_frontend::protocol::papr::codes::RtasCall;
 use papr_intc_frontend::protocol::wire::source::{ANY, Claim, claim_flag};
-use papr_intc_frontend::{Error, Executor, GuestRam, Intc, Launcher, Options};
+use papr_intc_frontend::{Error, GuestRam, Intc, Launcher, Options};
 
 use crate::bench::{Bench, FIRST, How};
 
@@ -73,6 +73,7 @@ fn a_call_that_meets_the_death_is_answered_by_the_next_daemon() {
 fn claims_under_fire_happen_exactly_once() {
     let bench = Bench::start(&How::mapped(IcMode::Xics));
     let done = AtomicBool::new(false);
+    let claimed = AtomicUsize::new(0);
     thread::scope(|scope| {
         let claimer = scope.spawn(|| {
             let mut got = Vec::new();
@@ -86,18 +87,23 @@ fn claims_under_fire_happen_exactly_once() {
                     high: 0x2000,
                 };
                 got.push(bench.intc.claim(&claim).unwrap());
+                claimed.store(got.len(), Ordering::Relaxed);
             }
             got
         });
         for _ in 0..30 {
+            let before = claimed.load(Ordering::Relaxed);
             bench.kill_and_wait();
+            // The next kill finds a claim under way, or just over.
+            while claimed.load(Ordering::Relaxed) == before {
+                thread::yield_now();
+            }
         }
         done.store(true, Ordering::Relaxed);
         let got = claimer.join().unwrap();
         // Taken in order, without a gap: none ran twice, none was lost.
         let expected: Vec<u32> = (FIRST..).take(got.len()).collect();
         assert_eq!(got, expected);
-        assert!(got.len() > 30, "{} claims", got.len());
     });
     assert_eq!(bench.intc.restarts(), 30);
 }
@@ -107,10 +113,7 @@ fn interrupts_under_fire_are_all_delivered_in_mapped_mode() {
     interrupts_under_fire(&How::mapped(IcMode::Xics));
 }
 
-// A daemon that dies between an accept and its reply record takes the interrupt with it: H_XIRR is
-// sent again and finds nothing. The detectable compare-and-swap of architecture section 4 is the cure.
 #[test]
-#[ignore = "destructive operations of remote mode are not yet detectable after a crash"]
 fn interrupts_under_fire_are_all_delivered_when_the_daemon_runs_them() {
     let [_, remote, forwarded] = How::all(IcMode::Xics);
     interrupts_under_fire(&remote);
@@ -122,22 +125,23 @@ fn interrupts_under_fire(how: &How) {
     bench.open(0);
     bench.xics_source(FIRST, false, 0);
     let done = AtomicBool::new(false);
-    let delivered = thread::scope(|scope| {
-        let guest = scope.spawn(|| {
-            let mut n = 0u64;
+    let delivered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 deliver(&bench, FIRST, 1);
-                n += 1;
+                delivered.fetch_add(1, Ordering::Relaxed);
             }
-            n
         });
         for _ in 0..20 {
+            let before = delivered.load(Ordering::Relaxed);
             bench.kill_and_wait();
+            while delivered.load(Ordering::Relaxed) == before {
+                thread::yield_now();
+            }
         }
         done.store(true, Ordering::Relaxed);
-        guest.join().unwrap()
     });
-    assert!(delivered > 20, "{delivered} interrupts");
 }
 
 #[test]
@@ -182,12 +186,7 @@ fn a_stopped_daemon_does_not_keep_the_vmm_from_quitting() {
 #[test]
 fn what_cannot_be_started_is_an_error_and_not_a_hang() {
     let ram = std::sync::Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap());
-    let options = Options {
-        machine: Machine::pseries(IcMode::Xics, Compat::Papr1, 1),
-        executor: Executor::FrontEnd,
-        forward_all: false,
-        name: "bench".to_owned(),
-    };
+    let options = Options::new(Machine::pseries(IcMode::Xics, Compat::Papr1, 1));
     let launcher = Launcher::spawn("/bin/false", vec![]);
     let started = Intc::start(options, launcher, ram, std::sync::Arc::new(|_| ()));
     assert!(matches!(

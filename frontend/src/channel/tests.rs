@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use papr_intc_protocol::wire::handshake::{Ping, PingReply};
 use papr_intc_protocol::wire::source::{Claim, ClaimReply};
@@ -10,13 +11,34 @@ use papr_intc_protocol::wire::source::{Claim, ClaimReply};
 use super::*;
 use crate::fake_peer::FakePeer;
 
-fn channel() -> (Arc<Channel>, mpsc::Receiver<u64>) {
+/// Sends the sessions that were lost, and counts doubts.
+struct Record {
+    lost: Mutex<mpsc::Sender<u64>>,
+    doubts: AtomicU64,
+}
+
+impl Watcher for Record {
+    fn lost(&self, session: u64) {
+        lock(&self.lost).send(session).unwrap();
+    }
+    fn doubt(&self, _session: u64) {
+        self.doubts.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn watched() -> (Arc<Channel>, mpsc::Receiver<u64>, Arc<Record>) {
     let (report, reports) = mpsc::channel();
-    let report = Mutex::new(report);
-    let channel = Channel::new(Arc::new(move |session| {
-        lock(&report).send(session).unwrap();
-    }));
-    (Arc::new(channel), reports)
+    let record = Arc::new(Record {
+        lost: Mutex::new(report),
+        doubts: AtomicU64::new(0),
+    });
+    let channel = Channel::new(record.clone());
+    (Arc::new(channel), reports, record)
+}
+
+fn channel() -> (Arc<Channel>, mpsc::Receiver<u64>) {
+    let (channel, reports, _) = watched();
+    (channel, reports)
 }
 
 fn connect(channel: &Channel, session: u64) -> FakePeer {
@@ -232,4 +254,120 @@ fn numbers_of_a_later_channel_are_above_those_of_an_earlier_one() {
     let used = (0..10).map(|_| first.next_seq()).max().unwrap();
     let (second, _reports) = channel();
     assert!(second.next_seq() > used);
+}
+
+/// A connection whose tick is a millisecond.
+fn connect_ticking(channel: &Channel, session: u64) -> FakePeer {
+    let (peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    connection.set_tick(Duration::from_millis(1)).unwrap();
+    channel.bring_up(Arc::new(connection), session);
+    peer
+}
+
+fn call_in_a_thread(
+    channel: &Arc<Channel>,
+    patience: Patience,
+) -> thread::JoinHandle<Result<ClaimReply, Error>> {
+    let channel = Arc::clone(channel);
+    thread::spawn(move || channel.send(patience, &claim(), &[]).map(|a| a.reply))
+}
+
+#[test]
+fn a_slow_daemon_is_doubted_and_waited_for() {
+    let (channel, _reports, record) = watched();
+    let mut peer = connect_ticking(&channel, 1);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (head, _) = peer.expect::<Claim>();
+    while record.doubts.load(Ordering::Relaxed) < 3 {
+        thread::yield_now();
+    }
+    peer.reply::<Claim>(head.seq, &claimed());
+    assert_eq!(caller.join().unwrap().unwrap(), claimed());
+}
+
+#[test]
+fn a_cancelled_request_is_taken_up_by_the_same_one_on_the_same_connection() {
+    let (channel, _reports) = channel();
+    let mut peer = connect_ticking(&channel, 1);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (head, _) = peer.expect::<Claim>();
+    channel.set_cancelled(true);
+    assert!(matches!(caller.join().unwrap(), Err(Error::Cancelled)));
+    // A question about the line does not make it forgotten.
+    let line = channel.send(Patience::Now, &Ping { cookie: 1 }, &[]);
+    assert!(matches!(line, Err(Error::Lost)));
+    channel.set_cancelled(false);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    peer.reply::<Claim>(head.seq, &claimed());
+    assert_eq!(caller.join().unwrap().unwrap(), claimed());
+    peer.stream.set_nonblocking(true).unwrap();
+    let more = std::io::Read::read(&mut peer.stream, &mut [0]);
+    assert!(more.is_err(), "it was sent twice");
+}
+
+#[test]
+fn a_request_that_waited_too_long_goes_to_the_next_daemon_with_its_number() {
+    let (channel, _reports) = channel();
+    let mut peer = connect_ticking(&channel, 1);
+    let soon = Patience::Until(Instant::now() + Duration::from_millis(5));
+    let caller = call_in_a_thread(&channel, soon);
+    let (head, _) = peer.expect::<Claim>();
+    assert!(matches!(caller.join().unwrap(), Err(Error::TimedOut)));
+    channel.down(1);
+    // Too late again: the daemon is away.
+    let late = channel.send(Patience::Until(Instant::now()), &claim(), &[]);
+    assert!(matches!(late.err(), Some(Error::TimedOut)));
+    let mut peer = connect_ticking(&channel, 2);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (again, _) = peer.expect::<Claim>();
+    assert_eq!((again.seq, again.flags), (head.seq, REPLAY));
+    peer.reply::<Claim>(again.seq, &claimed());
+    caller.join().unwrap().unwrap();
+}
+
+#[test]
+fn another_request_abandons_the_unanswered_one() {
+    let (channel, _reports) = channel();
+    let mut peer = connect_ticking(&channel, 1);
+    channel.set_cancelled(true);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (head, _) = peer.expect::<Claim>();
+    caller.join().unwrap().unwrap_err();
+    channel.set_cancelled(false);
+    let other = Claim {
+        first: 0x1300,
+        ..claim()
+    };
+    let second = thread::spawn({
+        let (channel, other) = (Arc::clone(&channel), other.clone());
+        move || channel.call(&other, &[]).map(|(r, _)| r)
+    });
+    peer.reply::<Claim>(head.seq, &claimed());
+    let (next, got) = peer.expect::<Claim>();
+    assert_eq!((next.flags, got), (0, other));
+    let reply = ClaimReply {
+        first: 0x1300,
+        zero: 0,
+    };
+    peer.reply::<Claim>(next.seq, &reply);
+    assert_eq!(second.join().unwrap().unwrap(), reply);
+}
+
+#[test]
+fn no_request_waits_for_a_daemon_while_its_channel_is_cancelled() {
+    let (channel, _reports) = channel();
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    channel.set_cancelled(true);
+    assert!(matches!(caller.join().unwrap(), Err(Error::Cancelled)));
+    let again = channel.call(&claim(), &[]);
+    assert!(matches!(again, Err(Error::Cancelled)));
+    channel.set_cancelled(false);
+    // Never sent: the next one is a new one.
+    let mut peer = connect_ticking(&channel, 1);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (head, _) = peer.expect::<Claim>();
+    assert_eq!(head.flags, 0);
+    peer.reply::<Claim>(head.seq, &claimed());
+    caller.join().unwrap().unwrap();
 }

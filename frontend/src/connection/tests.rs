@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::thread;
 
-use papr_intc_protocol::wire::handshake::{GetShm, Query, QueryReply, ShmInfo};
+use papr_intc_protocol::wire::handshake::{GetShm, Ping, PingReply, Query, QueryReply, ShmInfo};
 use papr_intc_protocol::wire::{Rest, reply_body};
 
 use super::*;
@@ -94,9 +94,7 @@ fn descriptors_arrive_closed_on_exec_and_too_many_are_all_closed() {
 fn a_silent_peer_meets_the_deadline() {
     let (_peer, stream) = FakePeer::pair();
     let connection = Connection::new(stream);
-    connection
-        .set_deadline(Some(Duration::from_millis(1)))
-        .unwrap();
+    connection.set_tick(Duration::from_millis(1)).unwrap();
     let error = connection.exchange(1, 0, &query(), &[]).unwrap_err();
     assert_eq!(error.errno(), Errno::ETIMEDOUT as i32);
 }
@@ -109,4 +107,37 @@ fn too_many_descriptors_are_not_sent() {
     let fds = vec![std::os::fd::AsFd::as_fd(&file); MAX_FDS + 1];
     let refused = connection.exchange(1, 0, &query(), &fds);
     assert!(matches!(refused, Err(Error::Invalid(_))));
+}
+
+#[test]
+fn a_reply_whose_caller_left_goes_to_the_same_request_or_to_none() {
+    let (mut peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    connection.set_tick(Duration::from_millis(1)).unwrap();
+    let left = connection.exchange(7, 0, &Ping { cookie: 7 }, &[]);
+    assert_eq!(left.unwrap_err().errno(), Errno::ETIMEDOUT as i32);
+    let pong = |cookie| PingReply {
+        cookie,
+        uptime_ms: 0,
+        served: 0,
+    };
+    peer.expect::<Ping>();
+    peer.reply::<Ping>(7, &pong(70));
+    // Nothing is sent again: the peer, which answers no more, has said it.
+    let again = connection.exchange(7, 0, &Ping { cookie: 7 }, &[]);
+    assert_eq!(again.unwrap().0, pong(70));
+
+    connection
+        .exchange(8, 0, &Ping { cookie: 8 }, &[])
+        .unwrap_err();
+    peer.expect::<Ping>();
+    peer.reply::<Ping>(8, &pong(80));
+    let daemon = thread::spawn(move || {
+        assert_eq!(peer.expect::<Ping>().0.seq, 9);
+        peer.reply::<Ping>(9, &pong(90));
+    });
+    connection.set_tick(Duration::from_secs(60)).unwrap();
+    let other = connection.exchange(9, 0, &Ping { cookie: 9 }, &[]);
+    assert_eq!(other.unwrap().0, pong(90));
+    daemon.join().unwrap();
 }

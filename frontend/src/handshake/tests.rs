@@ -38,12 +38,13 @@ const GOOD: Behaviour = Behaviour {
 /// A code and how many descriptors came with it; START's executor in place of its descriptors.
 type Told = Vec<(u32, usize)>;
 
+/// VCPU_CHANNEL for the watch.
+const WATCH_CHANNEL: (u32, usize) = (0x1013, 1);
+
 fn core(executor: Executor) -> Core {
     let options = Options {
-        machine: Machine::pseries(IcMode::Dual, Compat::Papr1, 4),
         executor,
-        forward_all: false,
-        name: "test".to_owned(),
+        ..Options::new(Machine::pseries(IcMode::Dual, Compat::Papr1, 4))
     };
     let ram = Arc::new(GuestRam::new(&[(0, 0x10000), (0x100000, 0x10000)]).unwrap());
     Core::new(options, ram, Arc::new(|_| ())).unwrap()
@@ -161,7 +162,11 @@ fn shake(core: &Core, how: Behaviour) -> (Result<(), Error>, Told) {
     let memfd = memfd(core.geometry.size(), how.sealed);
     let peer = thread::spawn(move || serve(peer, how, memfd));
     let connection = Connection::new(stream);
-    let result = run(core, &mut lock(&core.topology), &connection).map(|_| ());
+    let mut topology = lock(&core.topology);
+    let result = introduce(core, &mut topology, &connection)
+        .and_then(|introduced| establish(core, &mut topology, &connection, introduced))
+        .map(|_| ());
+    drop(topology);
     connection.close();
     (result, peer.join().unwrap())
 }
@@ -172,8 +177,15 @@ fn the_first_handshake_has_the_order_of_the_specification() {
     result.unwrap();
     let start = (0x1005, executor::DAEMON as usize);
     let standard = [(3, 0), (1, 0), (2, 0), (15, 0), (16, 0)];
-    let papr = [(0x1000, 0), (0x1001, 0), (5, 2), (0x1002, 0), start];
-    assert_eq!(told, [standard, papr].concat());
+    let papr = [
+        (0x1000, 0),
+        (0x1001, 0),
+        (5, 2),
+        (0x1002, 0),
+        WATCH_CHANNEL,
+        start,
+    ];
+    assert_eq!(told, [&standard[..], &papr].concat());
 }
 
 #[test]
@@ -181,7 +193,7 @@ fn a_later_daemon_is_handed_the_memory_the_vcpus_and_the_irqfds() {
     let core = core(Executor::Daemon);
     shake(&core, GOOD).0.unwrap();
     for server in [0, 2] {
-        let vcpu = VcpuState::new(server, core.loss_report()).unwrap();
+        let vcpu = VcpuState::new(server, core.watcher()).unwrap();
         write(&core.vcpus).insert(server, Arc::new(vcpu));
     }
     for lisn in 0..300 {
@@ -196,6 +208,7 @@ fn a_later_daemon_is_handed_the_memory_the_vcpus_and_the_irqfds() {
         (0x1010, 2),
         (0x1013, 1),
         (0x1013, 1),
+        WATCH_CHANNEL,
         (0x1022, 253),
         (0x1022, 47),
         (0x1005, executor::DAEMON as usize),
@@ -271,7 +284,11 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
     result.unwrap();
     assert_eq!(
         told[9..],
-        [(0x1022, 1), (0x1005, executor::DAEMON as usize)]
+        [
+            WATCH_CHANNEL,
+            (0x1022, 1),
+            (0x1005, executor::DAEMON as usize)
+        ]
     );
     assert!(
         !core
