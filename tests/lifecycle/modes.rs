@@ -1,6 +1,6 @@
 //! Mapped and remote mode change at run time; irqfds go with the executor and lose no count.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -111,12 +111,19 @@ fn the_executor_changes_under_fire() {
     let irqfd = with_irqfd(&bench, FIRST + 3);
     bench.xics_source(FIRST + 4, false, 0);
     let done = AtomicBool::new(false);
+    let steps = AtomicUsize::new(0);
+    let step = || steps.fetch_add(1, Ordering::Relaxed);
     thread::scope(|scope| {
         let killer = scope.spawn(|| {
             let mut kills = 0;
             while !done.load(Ordering::Relaxed) {
+                let before = steps.load(Ordering::Relaxed);
                 bench.kill_and_wait();
                 kills += 1;
+                // At most one kill a step: with more it is chance whether a step ever ends.
+                while steps.load(Ordering::Relaxed) == before && !done.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
             }
             kills
         });
@@ -124,8 +131,11 @@ fn the_executor_changes_under_fire() {
             // A daemon that dies with the count of an irqfd, or with an accepted interrupt, takes it
             // along (see `restart`); a trigger is sent again, and may run twice.
             switch(&bench, Executor::Daemon);
+            step();
             bench.trigger(FIRST + 4);
+            step();
             switch(&bench, Executor::FrontEnd);
+            step();
             irqfd.write(1).unwrap();
             let mut missing = vec![FIRST + 3, FIRST + 4];
             while !missing.is_empty() {
