@@ -64,9 +64,10 @@ impl Backoff {
         self.failures >= GIVE_UP_AFTER
     }
 
-    /// The answer to a PING may take so long: `first`, doubled for each daemon that was too slow.
+    /// The answer to a PING may take so long: `first`, doubled for each daemon that was too slow but the
+    /// first two, which may well have been stopped by an operator.
     pub fn answer_limit(&self, first: Duration) -> Duration {
-        first * (1 << self.silent.min(DOUBLINGS))
+        first * (1 << self.silent.saturating_sub(2).min(DOUBLINGS))
     }
 
     /// One message of a handshake may take so long.
@@ -120,11 +121,11 @@ mod tests {
         let mut b = Backoff::default();
         let first = 250 * MS;
         let mut limits = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..8 {
             limits.push(b.answer_limit(first).as_millis());
             b.ended(SETTLED, true);
         }
-        assert_eq!(limits, [250, 500, 1000, 2000, 4000, 4000]);
+        assert_eq!(limits, [250, 250, 250, 500, 1000, 2000, 4000, 4000]);
         b.ended(TRUSTED, false);
         assert_eq!(b.answer_limit(first), first);
         b.failed(false, true);

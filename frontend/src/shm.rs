@@ -102,7 +102,7 @@ pub(crate) fn map(
 ) -> Result<MappedStorage, Error> {
     let bad = |what: String| Error::Memory(what);
     let storage = MappedStorage::map(&shm.memfd, geometry).map_err(|e| bad(e.to_string()))?;
-    header::check(&storage).map_err(|e| bad(e.to_string()))?;
+    header::check(&storage, 0).map_err(|e| bad(e.to_string()))?;
     match Machine::read(&storage) {
         None => Err(bad("its machine is damaged".to_owned())),
         Some(found) => match machine.difference(&found) {

@@ -10,7 +10,6 @@ use papr_intc_protocol::layout::{Machine, Page, Storage};
 use papr_intc_protocol::plane::{Host, Plane};
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
-use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use std::sync::atomic::Ordering;
 
 use super::host::DaemonHost;
@@ -18,9 +17,6 @@ use super::journal::{Operation, Ticket};
 use super::{Control, Core, Refused};
 use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, Said, SharedMemory};
-
-/// Name and version, for people.
-pub const VERSION: &str = concat!("papr-intc ", env!("CARGO_PKG_VERSION"));
 
 impl<M: QueueMemory + Clone> Control<M> {
     /// [`state`] as HELLO and the config block report it.
@@ -38,21 +34,21 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn hello(&mut self, hello: &Hello) -> Result<HelloReply, Refused> {
-        let in_range = |own: u16, min, max, what: &str| {
-            if (min..=max).contains(&own) {
-                return Ok(own);
-            }
-            let ours = format!("this daemon speaks {what} {own}, the front-end {min} to {max}");
-            Err(Refused::Version(ours))
+        let v = self.versions;
+        let refuse = |what, own_min, own_max, min, max| {
+            Refused::Version(format!(
+                "this daemon speaks {what} {own_min} to {own_max}, the front-end {min} to {max}"
+            ))
         };
-        let protocol = in_range(
-            PROTOCOL_VERSION,
-            hello.protocol_min,
-            hello.protocol_max,
-            "protocol",
-        )?;
-        let layout = in_range(LAYOUT_VERSION, hello.layout_min, hello.layout_max, "layout")?;
-        let maps = hello.plane_abi == PLANE_ABI || hello.plane_abi == 0;
+        let (min, max) = (hello.protocol_min, hello.protocol_max);
+        let protocol = v
+            .protocol(min, max)
+            .ok_or_else(|| refuse("protocol", v.protocol_min, v.protocol_max, min, max))?;
+        let (min, max, layout) = (hello.layout_min, hello.layout_max, v.layout);
+        if !(min..=max).contains(&layout) {
+            return Err(refuse("layout", layout, layout, min, max));
+        }
+        let maps = hello.plane_abi == v.plane || hello.plane_abi == 0;
         log::info!(
             "front-end {:?} connected, plane ABI {}",
             hello.name.0,
@@ -69,7 +65,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             max_servers: MAX_SERVERS,
             state: self.phase(),
             generation: self.generation(),
-            version: Text(VERSION.into()),
+            version: Text(v.text.into()),
         })
     }
 
@@ -110,7 +106,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             let machine = self
                 .machine
                 .ok_or(Refused::Phase("GET_SHM before SET_MACHINE"))?;
-            let core = self.core_on(SharedMemory::create(machine)?)?;
+            let core = self.core_on(SharedMemory::create(machine, &self.versions)?)?;
             core.prepare();
             self.core = Some(core);
         }
@@ -122,7 +118,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         })?;
         let geometry = core.plane.geometry();
         let info = ShmInfo {
-            layout: LAYOUT_VERSION.into(),
+            layout: self.versions.layout.into(),
             zero: 0,
             generation: core.memory.generation,
             size: geometry.size(),
@@ -134,7 +130,7 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     /// SET_SHM: take over what a dead predecessor left, or what we hold already.
     pub(super) fn set_shm(&mut self, set: &SetShm, fd: OwnedFd) -> Result<SetShmReply, Refused> {
-        check_layout(set)?;
+        check_layout(set, self.versions.layout)?;
         if let Some(core) = &self.core {
             if !same_file(&fd, core.memory.file())? {
                 return Err(Refused::Phase("this daemon holds another memory"));
@@ -145,7 +141,9 @@ impl<M: QueueMemory + Clone> Control<M> {
                 start_count: core.memory.start_count(),
             });
         }
-        let memory = SharedMemory::adopt(fd, said(set), |machine| self.check_machine(machine))?;
+        let memory = SharedMemory::adopt(fd, said(set), &self.versions, |machine| {
+            self.check_machine(machine)
+        })?;
         let reply = SetShmReply {
             generation: memory.generation,
             start_count: memory.start_count(),
@@ -156,8 +154,8 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn check_shm(&self, check: &CheckShm, fd: OwnedFd) -> CheckShmReply {
-        let verdict = check_layout(&check.shm)
-            .and_then(|()| Ok(SharedMemory::check(fd, said(&check.shm))?))
+        let verdict = check_layout(&check.shm, self.versions.layout)
+            .and_then(|()| Ok(SharedMemory::check(fd, said(&check.shm), &self.versions)?))
             .and_then(|machine| self.check_machine(&machine));
         match verdict {
             Ok(()) => CheckShmReply {
@@ -380,14 +378,11 @@ fn said(set: &SetShm) -> Said {
     }
 }
 
-fn check_layout(set: &SetShm) -> Result<(), Refused> {
-    if set.layout == u32::from(LAYOUT_VERSION) {
+fn check_layout(set: &SetShm, own: u16) -> Result<(), Refused> {
+    if set.layout == u32::from(own) {
         return Ok(());
     }
-    let text = format!(
-        "the memory has layout {}, this daemon {LAYOUT_VERSION}",
-        set.layout
-    );
+    let text = format!("the memory has layout {}, this daemon {own}", set.layout);
     Err(Refused::Version(text))
 }
 

@@ -42,6 +42,7 @@ pub use error::Refused;
 
 use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, SharedMemory};
+use crate::versions::Versions;
 use barrier::Barrier;
 use claims::Claims;
 use exact::Exact;
@@ -148,6 +149,7 @@ impl<M: QueueMemory> Core<M> {
 pub struct Control<M> {
     ram: M,
     expected: Expected,
+    versions: Versions,
     machine: Option<Machine>,
     core: Option<Core<M>>,
     started: bool,
@@ -163,10 +165,11 @@ pub struct Control<M> {
 
 impl<M: QueueMemory + Clone> Control<M> {
     /// A control plane without a machine. `now` is when the daemon started.
-    pub fn new(ram: M, expected: Expected, now: Instant) -> Self {
+    pub fn new(ram: M, expected: Expected, versions: Versions, now: Instant) -> Self {
         Self {
             ram,
             expected,
+            versions,
             machine: None,
             core: None,
             started: false,

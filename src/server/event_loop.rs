@@ -23,6 +23,7 @@ use super::standard::{GuestRam, Standard, StandardError, StandardEvent, is_barri
 use super::token::Token;
 use crate::control::requests::Incoming;
 use crate::control::{Control, Effect, Expected, Refused};
+use crate::versions::Versions;
 
 /// How long a reply may wait for room in a socket before its connection is dropped.
 const SEND_PATIENCE: Duration = Duration::from_secs(2);
@@ -123,6 +124,7 @@ pub struct EventLoop {
     epoll: Epoll,
     signals: SignalFd,
     listener: Option<UnixListener>,
+    versions: Versions,
     on_disconnect: OnDisconnect,
     main: Option<Connection>,
     channels: BTreeMap<u32, Connection>,
@@ -140,14 +142,16 @@ impl EventLoop {
         signals: SignalFd,
         on_disconnect: OnDisconnect,
         expected: Expected,
+        versions: Versions,
     ) -> Result<Self, ServerError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("epoll_create"))?;
-        let standard = Standard::new(identity::block(0, 0))?;
-        let control = Control::new(standard.ram(), expected, Instant::now());
+        let standard = Standard::new(identity::block(&versions, 0, 0))?;
+        let control = Control::new(standard.ram(), expected, versions, Instant::now());
         let mut server = Self {
             epoll,
             signals,
             listener: None,
+            versions,
             on_disconnect,
             main: None,
             channels: BTreeMap::new(),
@@ -256,6 +260,7 @@ impl EventLoop {
         self.control.vmm_left();
         self.standard.connection_ended()?;
         self.standard.set_identity(identity::block(
+            &self.versions,
             self.control.generation(),
             self.control.phase(),
         ));
@@ -512,6 +517,7 @@ impl EventLoop {
             .watch(&self.epoll, self.control.executes())
             .map_err(os("epoll_ctl"))?;
         self.standard.set_identity(identity::block(
+            &self.versions,
             self.control.generation(),
             self.control.phase(),
         ));

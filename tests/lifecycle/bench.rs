@@ -93,17 +93,28 @@ pub fn launcher() -> Launcher {
 
 impl Bench {
     pub fn start(how: &How) -> Self {
+        Self::start_with(how, |_| ())
+    }
+
+    /// With other options.
+    pub fn start_with(how: &How, change: impl FnOnce(&mut Options)) -> Self {
+        Self::start_by(how, launcher(), change)
+    }
+
+    /// With another daemon.
+    pub fn start_by(how: &How, launcher: Launcher, change: impl FnOnce(&mut Options)) -> Self {
         let machine = Machine::pseries(how.ic_mode, Compat::Papr1, 4);
         let ram = Arc::new(GuestRam::new(&[(0, 16 << 20)]).unwrap());
         let kicks = Arc::new(Kicks::default());
-        let options = Options {
+        let mut options = Options {
             executor: how.executor,
             forward_all: how.forward_all,
             ..Options::new(machine)
         };
+        change(&mut options);
         let sink = Arc::clone(&kicks);
         let kick = Arc::new(move |server| sink.kick(server));
-        let intc = Intc::start(options, launcher(), Arc::clone(&ram), kick).unwrap();
+        let intc = Intc::start(options, launcher, Arc::clone(&ram), kick).unwrap();
         let vcpus = [0, 1].map(|s| intc.connect_vcpu(s).unwrap()).into();
         Self {
             intc,

@@ -153,8 +153,8 @@ pub enum HeaderError {
     Incompat(u64),
 }
 
-/// Checks magic, versions and flags, in this order.
-pub fn check<S: Storage>(storage: &S) -> Result<(), HeaderError> {
+/// Checks magic, versions and flags, in this order. `known`: incompat flags that the reader knows.
+pub fn check<S: Storage>(storage: &S, known: u64) -> Result<(), HeaderError> {
     let read = |w| storage.table(Table::Header(w), Ordering::Acquire);
     let magic = read(word::MAGIC);
     if magic != MAGIC {
@@ -174,7 +174,7 @@ pub fn check<S: Storage>(storage: &S) -> Result<(), HeaderError> {
             known: crate::PLANE_ABI,
         });
     }
-    match read(word::INCOMPAT_FLAGS) {
+    match read(word::INCOMPAT_FLAGS) & !known {
         0 => Ok(()),
         flags => Err(HeaderError::Incompat(flags)),
     }
