@@ -1,106 +1,14 @@
-//! papr-intc: parse, log, signals, limits, endpoint, serve. The only exit is the end of `main`.
+//! papr-intc: the daemon of this version.
 
-use std::io::Write;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 
-use clap::Parser;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use papr_intc::cli::{Args, exit};
-use papr_intc::server::endpoint;
-use papr_intc::server::event_loop::{Endpoint, EventLoop};
-use papr_intc::server::identity;
+use papr_intc::cli::Args;
+use papr_intc::daemon;
+use papr_intc_protocol::Versions;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(e) if !e.use_stderr() => e.exit(),
-        Err(e) => return failed(exit::USAGE, &one_line(&e.to_string())),
-    };
-    if args.print_capabilities {
-        return match writeln!(std::io::stdout(), "{:#}", identity::capabilities()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => failed(exit::FAILURE, &format!("stdout: {e}")),
-        };
-    }
-    env_logger::Builder::new()
-        // Everything passes the logger; SET_LOG_LEVEL moves the maximum.
-        .filter_level(log::LevelFilter::Trace)
-        .format_timestamp_millis()
-        .init();
-    log::set_max_level(args.log_level);
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((code, line)) => failed(code, &line),
-    }
-}
-
-/// Says why, if stderr takes it.
-fn failed(code: u8, line: &str) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "papr-intc: {line}");
-    ExitCode::from(code)
-}
-
-/// What clap says, without its usage text.
-fn one_line(error: &str) -> String {
-    let said = error.split("\n\n").next().unwrap_or(error);
-    let words: Vec<&str> = said.split_whitespace().collect();
-    words.join(" ").trim_start_matches("error: ").to_owned()
-}
-
-/// Every vCPU takes two descriptors of ours, and a machine has up to 4,096.
-fn raise_limit() -> nix::Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)
-}
-
-type Failure = (u8, String);
-
-fn run(args: &Args) -> Result<(), Failure> {
-    let failed = |what: &'static str| move |e| (exit::FAILURE, format!("{what}: {e}"));
-    // Before any thread: all of them inherit the mask.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().map_err(failed("blocking signals"))?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&signals, flags).map_err(failed("signalfd"))?;
-
-    raise_limit().map_err(failed("limit of open files"))?;
-    let endpoint = open_endpoint(args)?;
-    let server = EventLoop::new(endpoint, signals, args.on_disconnect(), args.expected());
-    let ended = server
-        .and_then(EventLoop::run)
-        .map_err(|e| (exit::FAILURE, e.to_string()));
-    if let Some(path) = &args.socket_path {
-        // Ours: `bind` would have failed had it existed. Gone already is fine.
-        let _ = std::fs::remove_file(path);
-    }
-    // Not in the macro: its arguments are evaluated only where the level is on.
-    let ended = ended?;
-    log::info!("ended: {ended:?}");
-    Ok(())
-}
-
-fn open_endpoint(args: &Args) -> Result<Endpoint, Failure> {
-    if let Some(path) = &args.socket_path {
-        let listener = UnixListener::bind(path);
-        return listener.map(Endpoint::Listener).map_err(|e| {
-            (
-                exit::ENDPOINT,
-                format!("--socket-path {}: {e}", path.display()),
-            )
-        });
-    }
-    let number = args
-        .fd
-        .ok_or((exit::USAGE, "neither --socket-path nor --fd".to_string()))?;
-    let bad = |e: std::io::Error| (exit::ENDPOINT, format!("--fd {number}: {e}"));
-    let fd: OwnedFd = endpoint::inherited(number).map_err(bad)?;
-    if endpoint::is_listening(&fd).map_err(bad)? {
-        Ok(Endpoint::Listener(UnixListener::from(fd)))
-    } else {
-        Ok(Endpoint::Connected(UnixStream::from(fd)))
+    match daemon::parse::<Args>() {
+        Ok(args) => daemon::main(&args, Versions::current(papr_intc::BUILD)),
+        Err(code) => code,
     }
 }

@@ -14,7 +14,6 @@ use papr_intc_protocol::wire::machine::{Quiesce, Resume};
 use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
 use papr_intc_protocol::wire::vcpu::{VcpuChannel, VcpuConnect, WATCH};
 use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, MAX_FDS, Request, Text, Wire, flag};
-use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
@@ -22,7 +21,7 @@ use crate::connection::Connection;
 use crate::core::{Core, Topology};
 use crate::error::Error;
 use crate::event::Event;
-use crate::shm::Shm;
+use crate::shm::{OWN, Shm};
 use crate::vcpu::VcpuState;
 
 /// Bit 32: every vhost-user device of today.
@@ -206,21 +205,22 @@ impl Handshake<'_> {
     fn hello(&self, topology: &Topology) -> Result<HelloReply, Error> {
         let maps = topology.wanted == Executor::FrontEnd;
         let request = Hello {
-            protocol_min: PROTOCOL_VERSION,
-            protocol_max: PROTOCOL_VERSION,
-            layout_min: LAYOUT_VERSION,
-            layout_max: LAYOUT_VERSION,
-            plane_abi: if maps { PLANE_ABI } else { 0 },
+            protocol_min: OWN.protocol_min,
+            protocol_max: OWN.protocol_max,
+            layout_min: OWN.layout,
+            layout_max: OWN.layout,
+            plane_abi: if maps { OWN.plane } else { 0 },
             zero: 0,
             features: 0,
             generation: topology.shm.as_ref().map_or(0, Shm::generation),
             name: Text(self.core.options.name.clone()),
         };
         let (hello, _) = self.ask(&request, &[])?;
-        if (hello.protocol, hello.layout) != (PROTOCOL_VERSION, LAYOUT_VERSION) {
+        let spoken = OWN.common_protocol(hello.protocol, hello.protocol).is_some();
+        if !spoken || hello.layout != OWN.layout {
             return Err(Error::Unfit(format!(
-                "it chose protocol {} and layout {}; this front-end has {PROTOCOL_VERSION} and {LAYOUT_VERSION}",
-                hello.protocol, hello.layout
+                "it chose protocol {} and layout {}; this front-end has {} to {} and {}",
+                hello.protocol, hello.layout, OWN.protocol_min, OWN.protocol_max, OWN.layout
             )));
         }
         log::debug!("papr-intc {}, state {}", hello.version.0, hello.state);

@@ -7,10 +7,10 @@ use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
 use papr_intc_protocol::layout::words::{cursor, source};
 use papr_intc_protocol::layout::{Machine, Page, Storage};
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::plane::{Host, Plane};
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
-use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use std::sync::atomic::Ordering;
 
 use super::host::DaemonHost;
@@ -18,9 +18,6 @@ use super::journal::{Operation, Ticket};
 use super::{Control, Core, Refused};
 use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, Said, SharedMemory};
-
-/// Name and version, for people.
-pub const VERSION: &str = concat!("papr-intc ", env!("CARGO_PKG_VERSION"));
 
 impl<M: QueueMemory + Clone> Control<M> {
     /// [`state`] as HELLO and the config block report it.
@@ -38,21 +35,21 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn hello(&mut self, hello: &Hello) -> Result<HelloReply, Refused> {
-        let in_range = |own: u16, min, max, what: &str| {
-            if (min..=max).contains(&own) {
-                return Ok(own);
-            }
-            let ours = format!("this daemon speaks {what} {own}, the front-end {min} to {max}");
-            Err(Refused::Version(ours))
+        let v = &self.versions;
+        let refused = |what: &str, min: u16, max: u16, ours: String| {
+            let text = format!("this daemon speaks {what} {ours}, the front-end {min} to {max}");
+            Refused::Version(text)
         };
-        let protocol = in_range(
-            PROTOCOL_VERSION,
-            hello.protocol_min,
-            hello.protocol_max,
-            "protocol",
-        )?;
-        let layout = in_range(LAYOUT_VERSION, hello.layout_min, hello.layout_max, "layout")?;
-        let maps = hello.plane_abi == PLANE_ABI || hello.plane_abi == 0;
+        let (min, max) = (hello.protocol_min, hello.protocol_max);
+        let protocol = v.common_protocol(min, max).ok_or_else(|| {
+            let ours = format!("{} to {}", v.protocol_min, v.protocol_max);
+            refused("protocol", min, max, ours)
+        })?;
+        let (min, max) = (hello.layout_min, hello.layout_max);
+        let layout = v
+            .common_layout(min, max)
+            .ok_or_else(|| refused("layout", min, max, v.layout.to_string()))?;
+        let maps = hello.plane_abi == v.plane || hello.plane_abi == 0;
         log::info!(
             "front-end {:?} connected, plane ABI {}",
             hello.name.0,
@@ -69,7 +66,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             max_servers: MAX_SERVERS,
             state: self.phase(),
             generation: self.generation(),
-            version: Text(VERSION.into()),
+            version: Text(v.build.into()),
         })
     }
 
@@ -110,7 +107,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             let machine = self
                 .machine
                 .ok_or(Refused::Phase("GET_SHM before SET_MACHINE"))?;
-            let core = self.core_on(SharedMemory::create(machine)?)?;
+            let core = self.core_on(SharedMemory::create(machine, &self.versions)?)?;
             core.prepare();
             self.core = Some(core);
         }
@@ -122,7 +119,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         })?;
         let geometry = core.plane.geometry();
         let info = ShmInfo {
-            layout: LAYOUT_VERSION.into(),
+            layout: self.versions.layout.into(),
             zero: 0,
             generation: core.memory.generation,
             size: geometry.size(),
@@ -134,7 +131,7 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     /// SET_SHM: take over what a dead predecessor left, or what we hold already.
     pub(super) fn set_shm(&mut self, set: &SetShm, fd: OwnedFd) -> Result<SetShmReply, Refused> {
-        check_layout(set)?;
+        self.check_layout(set)?;
         if let Some(core) = &self.core {
             if !same_file(&fd, core.memory.file())? {
                 return Err(Refused::Phase("this daemon holds another memory"));
@@ -145,7 +142,9 @@ impl<M: QueueMemory + Clone> Control<M> {
                 start_count: core.memory.start_count(),
             });
         }
-        let memory = SharedMemory::adopt(fd, said(set), |machine| self.check_machine(machine))?;
+        let memory = SharedMemory::adopt(fd, said(set), &self.versions, |machine| {
+            self.check_machine(machine)
+        })?;
         let reply = SetShmReply {
             generation: memory.generation,
             start_count: memory.start_count(),
@@ -156,8 +155,9 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn check_shm(&self, check: &CheckShm, fd: OwnedFd) -> CheckShmReply {
-        let verdict = check_layout(&check.shm)
-            .and_then(|()| Ok(SharedMemory::check(fd, said(&check.shm))?))
+        let verdict = self
+            .check_layout(&check.shm)
+            .and_then(|()| Ok(SharedMemory::check(fd, said(&check.shm), &self.versions)?))
             .and_then(|machine| self.check_machine(&machine));
         match verdict {
             Ok(()) => CheckShmReply {
@@ -169,6 +169,15 @@ impl<M: QueueMemory + Clone> Control<M> {
                 text: Text(e.to_string()),
             },
         }
+    }
+
+    fn check_layout(&self, set: &SetShm) -> Result<(), Refused> {
+        let own = self.versions.layout;
+        if set.layout == u32::from(own) {
+            return Ok(());
+        }
+        let text = format!("the memory has layout {}, this daemon {own}", set.layout);
+        Err(Refused::Version(text))
     }
 
     fn core_on(&self, memory: SharedMemory) -> Result<Core<M>, Refused> {
@@ -190,6 +199,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             core.bury_front_end();
         }
         let (redone, in_doubt) = core.recover();
+        core.raise_flags(&self.versions);
         let gate = if core.depth() == 0 {
             Gate::Open
         } else {
@@ -252,6 +262,17 @@ impl<M: QueueMemory> Core<M> {
             executor,
             cas_xive: false,
         });
+    }
+
+    /// What this build does to the memory from now on, for those who take it over.
+    fn raise_flags(&self, versions: &Versions) {
+        for (w, flags) in [
+            (word::COMPAT_FLAGS, versions.compat_flags),
+            (word::INCOMPAT_FLAGS, versions.incompat_used),
+        ] {
+            let flags = self.memory.header(w) | flags;
+            self.memory.set_header(w, flags);
+        }
     }
 
     /// Finishes what a dead predecessor had under way. Returns how many operations were redone and
@@ -378,17 +399,6 @@ fn said(set: &SetShm) -> Said {
         generation: set.generation,
         size: set.size,
     }
-}
-
-fn check_layout(set: &SetShm) -> Result<(), Refused> {
-    if set.layout == u32::from(LAYOUT_VERSION) {
-        return Ok(());
-    }
-    let text = format!(
-        "the memory has layout {}, this daemon {LAYOUT_VERSION}",
-        set.layout
-    );
-    Err(Refused::Version(text))
 }
 
 fn same_file(fd: &OwnedFd, file: &File) -> Result<bool, Refused> {

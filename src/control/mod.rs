@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::{Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::OwnedStorage;
@@ -148,6 +149,7 @@ impl<M: QueueMemory> Core<M> {
 pub struct Control<M> {
     ram: M,
     expected: Expected,
+    versions: Versions,
     machine: Option<Machine>,
     core: Option<Core<M>>,
     started: bool,
@@ -163,10 +165,11 @@ pub struct Control<M> {
 
 impl<M: QueueMemory + Clone> Control<M> {
     /// A control plane without a machine. `now` is when the daemon started.
-    pub fn new(ram: M, expected: Expected, now: Instant) -> Self {
+    pub fn new(ram: M, expected: Expected, versions: Versions, now: Instant) -> Self {
         Self {
             ram,
             expected,
+            versions,
             machine: None,
             core: None,
             started: false,
@@ -177,6 +180,11 @@ impl<M: QueueMemory + Clone> Control<M> {
             served: 0,
             since: now,
         }
+    }
+
+    /// What this daemon speaks.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// The machine after START.

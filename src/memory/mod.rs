@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use papr_intc_protocol::layout::header::{self, HeaderError, word};
 use papr_intc_protocol::layout::mapped::{MappedStorage, OwnedStorage};
 use papr_intc_protocol::layout::{Geometry, Machine, Storage, Table, TableStorage};
-use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI};
+use papr_intc_protocol::Versions;
 
 /// Guest memory, as far as interrupt controllers need it.
 pub trait QueueMemory {
@@ -115,7 +115,7 @@ pub struct SharedMemory {
 impl SharedMemory {
     /// Makes the memory of a new machine. Every word is zero but the header's identity and machine;
     /// the state word keeps the gate closed.
-    pub fn create(machine: Machine) -> Result<Self, MemoryError> {
+    pub fn create(machine: Machine, versions: &Versions) -> Result<Self, MemoryError> {
         let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
         let file = memfd::create(geometry.size())?;
         let lock = memfd::lock(&file)?;
@@ -126,10 +126,7 @@ impl SharedMemory {
                 .table_word(Table::Header(w))
                 .store(value, Ordering::Release);
         };
-        set(
-            word::VERSIONS,
-            u64::from(LAYOUT_VERSION) | u64::from(PLANE_ABI) << 16,
-        );
+        set(word::VERSIONS, versions.header_word());
         set(word::GENERATION, 1);
         set(word::START_COUNT, 1);
         machine.write(&storage);
@@ -148,12 +145,13 @@ impl SharedMemory {
     pub fn adopt<E: From<MemoryError>>(
         fd: OwnedFd,
         said: Said,
+        versions: &Versions,
         accept: impl FnOnce(&Machine) -> Result<(), E>,
     ) -> Result<Self, E> {
         let file = File::from(fd);
         memfd::check_seals(&file)?;
         let lock = memfd::lock(&file)?;
-        let (machine, geometry) = inspect(&file, said)?;
+        let (machine, geometry) = inspect(&file, said, versions)?;
         accept(&machine)?;
         let storage = Arc::new(map_owned(&file, geometry)?);
         let raise = |w| {
@@ -175,8 +173,8 @@ impl SharedMemory {
     }
 
     /// What [`Self::adopt`] would say, but for the lock; writes nothing.
-    pub fn check(fd: OwnedFd, said: Said) -> Result<Machine, MemoryError> {
-        inspect(&File::from(fd), said).map(|(machine, _)| machine)
+    pub fn check(fd: OwnedFd, said: Said, versions: &Versions) -> Result<Machine, MemoryError> {
+        inspect(&File::from(fd), said, versions).map(|(machine, _)| machine)
     }
 
     /// The memfd, to be handed out.
@@ -214,7 +212,11 @@ fn map_error(e: impl std::error::Error + Send + Sync + 'static) -> MemoryError {
 }
 
 /// Checks seals, size, header and machine of a memfd from outside.
-fn inspect(file: &File, said: Said) -> Result<(Machine, Geometry), MemoryError> {
+fn inspect(
+    file: &File,
+    said: Said,
+    versions: &Versions,
+) -> Result<(Machine, Geometry), MemoryError> {
     memfd::check_seals(file)?;
     let found = memfd::size(file)?;
     if found != said.size {
@@ -230,7 +232,7 @@ fn inspect(file: &File, said: Said) -> Result<(Machine, Geometry), MemoryError> 
         });
     }
     let view = MappedStorage::map(file, smallest).map_err(map_error)?;
-    header::check(&view)?;
+    header::check(&view, versions)?;
     let machine = Machine::read(&view).ok_or(MemoryError::Machine)?;
     let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
     if found != geometry.size() {
@@ -257,6 +259,8 @@ mod tests {
 
     use super::*;
 
+    const V: Versions = Versions::current("test");
+
     fn machine() -> Machine {
         Machine::pseries(IcMode::Dual, Compat::Papr1, 2)
     }
@@ -271,12 +275,12 @@ mod tests {
     }
 
     fn adopt(fd: OwnedFd, said: Said) -> Result<SharedMemory, MemoryError> {
-        SharedMemory::adopt(fd, said, |_| Ok(()))
+        SharedMemory::adopt(fd, said, &V, |_| Ok(()))
     }
 
     #[test]
     fn memory_of_a_live_daemon_is_refused_and_that_of_a_dead_one_taken() {
-        let first = SharedMemory::create(machine()).unwrap();
+        let first = SharedMemory::create(machine(), &V).unwrap();
         // The VMM keeps what was handed out, whoever dies.
         let vmm = dup(&first);
         let again = || vmm.try_clone().unwrap();
@@ -294,18 +298,18 @@ mod tests {
 
     #[test]
     fn memory_of_a_machine_that_is_not_wanted_is_left_as_it_was() {
-        let first = SharedMemory::create(machine()).unwrap();
+        let first = SharedMemory::create(machine(), &V).unwrap();
         let vmm = dup(&first);
         drop(first);
         let refuse = |_: &Machine| Err(MemoryError::Machine);
-        assert!(SharedMemory::adopt(vmm.try_clone().unwrap(), said(1), refuse).is_err());
+        assert!(SharedMemory::adopt(vmm.try_clone().unwrap(), said(1), &V, refuse).is_err());
         let second = adopt(vmm, said(1)).unwrap();
         assert_eq!((second.generation, second.start_count()), (2, 2));
     }
 
     #[test]
     fn memory_of_another_generation_is_refused_unchanged() {
-        let first = SharedMemory::create(machine()).unwrap();
+        let first = SharedMemory::create(machine(), &V).unwrap();
         let vmm = dup(&first);
         drop(first);
         assert!(matches!(
@@ -319,7 +323,7 @@ mod tests {
     fn an_unsealed_or_short_or_foreign_memfd_is_refused() {
         let plain = tempfile::tempfile().unwrap();
         assert!(matches!(
-            SharedMemory::check(plain.into(), said(1)),
+            SharedMemory::check(plain.into(), said(1), &V),
             Err(MemoryError::Os { .. })
         ));
         let short = memfd::create(4096).unwrap();
@@ -329,7 +333,8 @@ mod tests {
                 Said {
                     generation: 1,
                     size: 4096
-                }
+                },
+                &V
             ),
             Err(MemoryError::Size { .. })
         ));
@@ -340,14 +345,15 @@ mod tests {
                 Said {
                     generation: 1,
                     size: 1 << 20
-                }
+                },
+                &V
             ),
             Err(MemoryError::Header(HeaderError::Magic(0)))
         ));
-        let damaged = SharedMemory::create(machine()).unwrap();
+        let damaged = SharedMemory::create(machine(), &V).unwrap();
         damaged.set_header(word::MACHINE, 0);
         assert!(matches!(
-            SharedMemory::check(dup(&damaged), said(1)),
+            SharedMemory::check(dup(&damaged), said(1), &V),
             Err(MemoryError::Machine)
         ));
     }

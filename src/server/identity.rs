@@ -3,21 +3,21 @@
 
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS};
-use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
+use papr_intc_protocol::Versions;
 
 use super::standard::IDENTITY_LEN;
 
 /// The block: magic, protocol min and max, layout min and max, plane ABI (u16 each), zero (u16),
 /// limits (body, fds, sources, servers: u32 each), generation (u64), state (u32), zeros.
-pub fn block(generation: u64, state: u32) -> [u8; IDENTITY_LEN] {
+pub fn block(versions: &Versions, generation: u64, state: u32) -> [u8; IDENTITY_LEN] {
     let mut out = Vec::with_capacity(IDENTITY_LEN);
     out.extend_from_slice(b"PAPRINTC");
     for version in [
-        PROTOCOL_VERSION,
-        PROTOCOL_VERSION,
-        LAYOUT_VERSION,
-        LAYOUT_VERSION,
-        PLANE_ABI,
+        versions.protocol_min,
+        versions.protocol_max,
+        versions.layout,
+        versions.layout,
+        versions.plane,
         0,
     ] {
         out.extend_from_slice(&version.to_ne_bytes());
@@ -33,13 +33,19 @@ pub fn block(generation: u64, state: u32) -> [u8; IDENTITY_LEN] {
 }
 
 /// `--print-capabilities`: one JSON object, as the back-end conventions ask.
-pub fn capabilities() -> serde_json::Value {
+pub fn capabilities(versions: &Versions) -> serde_json::Value {
     serde_json::json!({
         "type": "interrupt-controller",
         "features": ["papr-messages", "xics", "xive", "dual", "mapped", "remote", "log-all"],
-        "protocol": { "min": PROTOCOL_VERSION, "max": PROTOCOL_VERSION },
-        "layout": { "min": LAYOUT_VERSION, "max": LAYOUT_VERSION },
-        "plane": PLANE_ABI,
+        "protocol": { "min": versions.protocol_min, "max": versions.protocol_max },
+        "layout": { "min": versions.layout, "max": versions.layout },
+        "plane": versions.plane,
+        "memory": {
+            "plane": { "min": versions.plane_min, "max": versions.plane },
+            "compat_flags": versions.compat_flags,
+            "incompat_flags": versions.incompat_known,
+        },
+        "build": versions.build,
         "limits": {
             "body": MAX_BODY, "fds": MAX_FDS, "sources": MAX_SOURCES, "servers": MAX_SERVERS,
         },
@@ -52,10 +58,15 @@ mod tests {
 
     #[test]
     fn the_block_keeps_its_offsets() {
-        let block = block(0x1122, 2);
+        let versions = Versions {
+            protocol_max: 7,
+            ..Versions::current("test")
+        };
+        let block = block(&versions, 0x1122, 2);
         assert_eq!(&block[..8], b"PAPRINTC");
-        assert_eq!(block[8..10], PROTOCOL_VERSION.to_ne_bytes());
-        assert_eq!(block[16..18], PLANE_ABI.to_ne_bytes());
+        assert_eq!(block[8..10], versions.protocol_min.to_ne_bytes());
+        assert_eq!(block[10..12], 7u16.to_ne_bytes());
+        assert_eq!(block[16..18], versions.plane.to_ne_bytes());
         assert_eq!(block[20..24], (MAX_BODY as u32).to_ne_bytes());
         assert_eq!(block[36..44], 0x1122u64.to_ne_bytes());
         assert_eq!(block[44..48], 2u32.to_ne_bytes());
