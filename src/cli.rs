@@ -95,7 +95,9 @@ fn parse_on_disconnect(text: &str) -> Result<OnDisconnect, String> {
         None if text == "wait" => Ok(OnDisconnect::Wait(None)),
         Some(("wait", seconds)) => match seconds.parse() {
             Ok(n @ 1..=MAX_WAIT) => Ok(OnDisconnect::Wait(Some(Duration::from_secs(n)))),
-            _ => Err(format!("{seconds:?} is no number of seconds from 1 to {MAX_WAIT}")),
+            _ => Err(format!(
+                "{seconds:?} is no number of seconds from 1 to {MAX_WAIT}"
+            )),
         },
         _ => Err("exit, wait or wait=SECONDS".to_owned()),
     }
@@ -136,7 +138,15 @@ mod tests {
         assert_eq!(parse_on_disconnect("wait"), Ok(OnDisconnect::Wait(None)));
         assert_eq!(parse_on_disconnect("wait=1"), Ok(wait(1)));
         assert_eq!(parse_on_disconnect("wait=31536000"), Ok(wait(31_536_000)));
-        for bad in ["", "wait=", "wait=0", "wait=-1", "wait=31536001", "exit=1", "wait=1s"] {
+        for bad in [
+            "",
+            "wait=",
+            "wait=0",
+            "wait=-1",
+            "wait=31536001",
+            "exit=1",
+            "wait=1s",
+        ] {
             assert!(parse_on_disconnect(bad).is_err(), "{bad}");
         }
     }

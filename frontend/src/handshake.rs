@@ -33,6 +33,8 @@ type Opened = (Arc<VcpuState>, Arc<Connection>);
 /// What the first half of a handshake found.
 pub(crate) struct Introduced {
     verdict: u32,
+    /// Generation of the memory that the daemon holds, 0 if none.
+    held: u64,
 }
 
 /// What a handshake achieved.
@@ -78,8 +80,10 @@ pub(crate) fn introduce(
     if core.options.machine.ram_shared {
         shake.mem_table()?;
     }
-    let verdict = hello.verdict;
-    Ok(Introduced { verdict })
+    Ok(Introduced {
+        verdict: hello.verdict,
+        held: hello.generation,
+    })
 }
 
 /// CHECK_SHM: would this daemon take the memory over?
@@ -114,10 +118,12 @@ pub(crate) fn establish(
     let shake = Handshake { core, connection };
     let before = topology.executor;
     // A daemon that distrusts the front-end's plane is obeyed, for as long as it serves.
-    topology.executor = match introduced.verdict {
-        verdict::DEMOTE => Executor::Daemon,
-        _ => topology.wanted,
+    topology.demoted = introduced.verdict == verdict::DEMOTE;
+    topology.executor = match topology.demoted {
+        true => Executor::Daemon,
+        false => topology.wanted,
     };
+    topology.adopted |= topology.shm.is_none() && introduced.held != 0;
     shake.memory(topology)?;
     let channels = shake.vcpus()?;
     let watch = shake.watch()?;
@@ -216,7 +222,9 @@ impl Handshake<'_> {
             name: Text(self.core.options.name.clone()),
         };
         let (hello, _) = self.ask(&request, &[])?;
-        let spoken = OWN.common_protocol(hello.protocol, hello.protocol).is_some();
+        let spoken = OWN
+            .common_protocol(hello.protocol, hello.protocol)
+            .is_some();
         if !spoken || hello.layout != OWN.layout {
             return Err(Error::Unfit(format!(
                 "it chose protocol {} and layout {}; this front-end has {} to {} and {}",
@@ -251,22 +259,25 @@ impl Handshake<'_> {
         )
     }
 
-    /// The first daemon hands out the memory; every later one is handed it.
+    /// The first daemon hands out the memory, new or that of a VMM before us; every later one is handed it.
     fn memory(&self, topology: &mut Topology) -> Result<(), Error> {
-        let maps = topology.executor == Executor::FrontEnd || self.core.options.forward_all;
-        if let Some(shm) = &topology.shm {
-            self.ask(&shm.request(), &[shm.memfd.as_fd()])?;
-            if maps {
-                self.core.ensure_mapped(shm)?;
+        let core = self.core;
+        let shm = match &topology.shm {
+            Some(shm) => {
+                self.ask(&shm.request(), &[shm.memfd.as_fd()])?;
+                shm
             }
-            return Ok(());
-        }
-        let (info, fds) = self.ask(&GetShm {}, &[])?;
-        let shm = topology
-            .shm
-            .insert(Shm::accept(&info, fds, &self.core.geometry)?);
-        if maps {
-            self.core.ensure_mapped(shm)?;
+            None => {
+                let (info, fds) = self.ask(&GetShm {}, &[])?;
+                let shm = Shm::accept(&info, fds, &core.geometry)?;
+                // Who hands it out holds its lock: all that held it before are dead.
+                core.bury(shm.generation().saturating_sub(1));
+                topology.shm.insert(shm)
+            }
+        };
+        if topology.executor == Executor::FrontEnd || core.options.forward_all {
+            shm.check()?;
+            core.ensure_mapped(shm)?;
         }
         Ok(())
     }

@@ -81,6 +81,17 @@ impl Shm {
         }
     }
 
+    /// This front-end can run its plane on it, as far as its header says now: a later daemon may have
+    /// raised a flag.
+    pub fn check(&self) -> Result<(), Error> {
+        let (versions, incompat) = (
+            self.header(word::VERSIONS),
+            self.header(word::INCOMPAT_FLAGS),
+        );
+        OWN.check_memory(versions, incompat)
+            .map_err(|e| Error::Memory(e.to_string()))
+    }
+
     /// Generation of the last daemon that took it, even if that one died before it could say so.
     pub fn generation(&self) -> u64 {
         self.header(word::GENERATION)

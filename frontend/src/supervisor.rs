@@ -54,6 +54,8 @@ pub(crate) struct Failed {
 pub(crate) struct Supervisor {
     pub core: Arc<Core>,
     pub launcher: Launcher,
+    /// What served before the last upgrade: tried once if the new one cannot be started any more.
+    pub previous: Option<Launcher>,
     pub backoff: Backoff,
     /// Of the last session.
     pub number: u64,
@@ -64,6 +66,7 @@ pub(crate) fn start(core: Arc<Core>, launcher: Launcher) -> Result<(Supervisor, 
     let mut supervisor = Supervisor {
         core,
         launcher,
+        previous: None,
         backoff: Backoff::default(),
         number: 0,
     };
@@ -127,13 +130,13 @@ impl Supervisor {
 
     /// Starts daemons until one serves. `None`: stopped, or given up.
     pub fn restart(&mut self) -> Option<Session> {
-        let mut earlier = false;
+        let mut attempt = 0;
         loop {
             if pause(&self.core, self.backoff.delay()) {
                 self.core.shut(&Shut::ShutDown);
                 return None;
             }
-            let failed = match self.try_start(earlier) {
+            let failed = match self.try_any(attempt) {
                 Ok(session) => return Some(session),
                 Err(failed) => failed,
             };
@@ -145,9 +148,28 @@ impl Supervisor {
             if self.backoff.gives_up() {
                 return self.give_up(&failed.error);
             }
-            // The file may have been replaced by one that does not fit: in turns with what has served.
-            earlier = !earlier;
+            attempt += 1;
         }
+    }
+
+    /// The file may have been replaced by one that does not fit: in turns with what has served, by the
+    /// same launcher and by the one before the last upgrade.
+    fn try_any(&mut self, attempt: u32) -> Result<Session, Failed> {
+        let previous = match attempt % 3 {
+            2 => self.previous.take(),
+            _ => None,
+        };
+        let Some(previous) = previous else {
+            return self.try_start(attempt % 3 == 1);
+        };
+        log::warn!("trying what served before the last upgrade");
+        let newer = std::mem::replace(&mut self.launcher, previous);
+        let tried = self.try_start(true);
+        if let Err(failed) = &tried {
+            let older = std::mem::replace(&mut self.launcher, newer);
+            self.previous = failed.excused.then_some(older);
+        }
+        tried
     }
 
     fn give_up(&self, error: &Error) -> Option<Session> {

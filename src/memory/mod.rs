@@ -11,10 +11,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::header::{self, HeaderError, word};
 use papr_intc_protocol::layout::mapped::{MappedStorage, OwnedStorage};
 use papr_intc_protocol::layout::{Geometry, Machine, Storage, Table, TableStorage};
-use papr_intc_protocol::Versions;
 
 /// Guest memory, as far as interrupt controllers need it.
 pub trait QueueMemory {

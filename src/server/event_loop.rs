@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
-use papr_intc_protocol::wire::vcpu::WATCH;
 use papr_intc_protocol::Versions;
+use papr_intc_protocol::wire::vcpu::WATCH;
 use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
 
 use super::identity;

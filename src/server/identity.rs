@@ -1,9 +1,9 @@
 //! The 64-byte configuration block of GET_CONFIG, and what `--print-capabilities` prints: which
 //! daemon this is, before a single PAPR message (SPEC.md §1.1).
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS};
-use papr_intc_protocol::Versions;
 
 use super::standard::IDENTITY_LEN;
 

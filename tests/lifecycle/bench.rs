@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_frontend::protocol::papr::codes::{RtasCall, opcode};
 use papr_intc_frontend::protocol::wire::source::{Claim, claim_flag};
-use papr_intc_frontend::{Executor, GuestRam, Intc, Launcher, Options, Vcpu};
+use papr_intc_frontend::{Executor, GuestRam, Intc, Launcher, OnChange, Options, Vcpu};
 
 /// Where the first XICS source is.
 pub const FIRST: u32 = 0x1000;
@@ -93,17 +93,22 @@ pub fn launcher() -> Launcher {
 
 impl Bench {
     pub fn start(how: &How) -> Self {
+        Self::start_with(how, launcher(), OnChange::default())
+    }
+
+    pub fn start_with(how: &How, launcher: Launcher, on_change: OnChange) -> Self {
         let machine = Machine::pseries(how.ic_mode, Compat::Papr1, 4);
         let ram = Arc::new(GuestRam::new(&[(0, 16 << 20)]).unwrap());
         let kicks = Arc::new(Kicks::default());
         let options = Options {
             executor: how.executor,
             forward_all: how.forward_all,
+            on_change,
             ..Options::new(machine)
         };
         let sink = Arc::clone(&kicks);
         let kick = Arc::new(move |server| sink.kick(server));
-        let intc = Intc::start(options, launcher(), Arc::clone(&ram), kick).unwrap();
+        let intc = Intc::start(options, launcher, Arc::clone(&ram), kick).unwrap();
         let vcpus = [0, 1].map(|s| intc.connect_vcpu(s).unwrap()).into();
         Self {
             intc,
