@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -74,9 +75,11 @@ fn children_running(binary: &Path) -> Vec<Pid> {
     found
 }
 
-/// A copy of a program under a name of its own, so that no other test runs it too.
+/// A copy of a program under a name of its own, so that no other test runs it too. Not written by this
+/// process: a child that another test forks meanwhile would hold it open, and it could not be executed.
 fn copy_of(program: &Path, to: &Path) {
-    fs::copy(program, to).unwrap();
+    let copied = Command::new("cp").args([program, to]).status();
+    assert!(copied.unwrap().success());
 }
 
 #[test]
@@ -165,4 +168,23 @@ fn an_upgrade_asked_for_in_the_end_is_refused_and_does_not_hang() {
             .errno(),
         Errno::ESHUTDOWN as i32
     );
+}
+
+#[test]
+fn crashes_and_upgrades_are_dealt_with_one_after_the_other() {
+    let bench = Bench::start(&How::mapped(IcMode::Xics));
+    with_source(&bench);
+    for round in 0..20 {
+        let to = if round % 2 == 0 {
+            next(&[])
+        } else {
+            launcher()
+        };
+        // The old one is dead or dying when the new one comes.
+        bench.signal(Signal::SIGKILL);
+        bench.intc.upgrade(to).unwrap();
+        let executor = [Executor::Daemon, Executor::FrontEnd][round % 2];
+        assert_eq!(bench.intc.executor(), executor);
+        deliver(&bench, FIRST);
+    }
 }
