@@ -85,6 +85,14 @@ pub trait Board: Send + Sync {
     fn daemon(&self) -> Option<u32>;
     /// Asks the daemon anything; returns when it has answered, the restarted one if need be.
     fn ask(&self) -> Step;
+    /// Puts another release's daemon in the place of the one that serves, if there are daemons.
+    fn upgrade(&self) -> Step {
+        Ok(())
+    }
+    /// Changes who runs the data plane, if there is a choice.
+    fn switch(&self) -> Step {
+        Ok(())
+    }
     /// What the controller holds, as a monitor shows it; a line per source begins with its number.
     fn picture(&self) -> String {
         String::new()

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use papr_intc_protocol::layout::{Compat, IcMode};
 
+use crate::chaos::Rates;
 use crate::device_process::ChildArguments;
 
 /// Runs a mock pseries guest on a real papr-intc daemon, kills the daemon meanwhile, and counts
@@ -43,6 +44,9 @@ pub struct Options {
     /// Kill the daemon so many times, at moments that follow from the seed [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "no_kill")]
     pub kills: Option<u32>,
+    /// What happens to the daemon, and how often a second: any of kill, stop, hang, upgrade, switch
+    #[arg(long, value_name = "NAME=HZ,...", conflicts_with_all = ["kills", "kill_at", "no_kill", "model"])]
+    pub chaos: Option<Rates>,
     /// Let the daemon live
     #[arg(long)]
     pub no_kill: bool,

@@ -138,6 +138,12 @@ impl Board for BrokenBoard {
     fn ask(&self) -> Step {
         self.board.ask()
     }
+    fn upgrade(&self) -> Step {
+        self.board.upgrade()
+    }
+    fn switch(&self) -> Step {
+        self.board.switch()
+    }
     fn picture(&self) -> String {
         self.board.picture()
     }

@@ -5,7 +5,7 @@
 //!
 //! What runs: [`guest`] is a kernel that uses its interrupt controller as Linux does; [`devices`] and
 //! [`device_process`] trigger its interrupts, from threads and from another process; [`conductor`]
-//! boots, drains, reboots and resets; [`kills`] kills the daemon; [`cells`] is the ground truth by which
+//! boots, drains, reboots and resets; [`chaos`] kills, stops and replaces the daemon; [`cells`] is the ground truth by which
 //! nothing may be lost. [`real`] is the part to read for someone who wants to embed papr-intc.
 //!
 //! It ends with 0 if nothing was lost and nothing answered wrongly, 1 if something was, 2 if it could
@@ -13,6 +13,7 @@
 
 mod board;
 mod cells;
+mod chaos;
 mod cli;
 mod conductor;
 mod device_process;
@@ -22,7 +23,6 @@ mod faults;
 mod find_daemon;
 mod guest;
 mod halt;
-mod kills;
 mod model;
 mod real;
 mod report;

@@ -2,15 +2,16 @@
 //! start it with guest RAM and a kick callback, connect the vCPUs, pass the guest's calls on.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use papr_intc_frontend::{Error, Executor, GuestRam, Intc, Kick, Launcher, Options, Vcpu};
 use papr_intc_protocol::layout::{Machine, Page, Storage};
 use papr_intc_protocol::papr::codes::RtasCall;
 use papr_intc_protocol::wire::handshake::query;
 use papr_intc_protocol::wire::source::{ANY, Claim, claim_flag};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::{Board, CasAnswer, Cpu, Gone, Numbers, Step};
@@ -20,6 +21,9 @@ impl From<Error> for Gone {
         Self(error.to_string())
     }
 }
+
+/// Longer than any transition takes.
+const SWITCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// How the machine is run.
 pub struct Setup {
@@ -33,12 +37,19 @@ pub struct Setup {
     pub forward_all: bool,
     /// The daemon's binary.
     pub daemon: PathBuf,
+    /// The next release's, if there is one.
+    pub next: Option<PathBuf>,
 }
 
 /// A guest's machine, its interrupts in the hands of papr-intc.
 pub struct Real {
     intc: Intc,
     ram: Arc<GuestRam>,
+    /// Releases to take turns, and whose turn it was.
+    releases: [Launcher; 2],
+    release: AtomicUsize,
+    /// Who executes, if that was changed.
+    switched: Mutex<Executor>,
 }
 
 impl Real {
@@ -57,10 +68,19 @@ impl Real {
             ..Options::new(setup.machine)
         };
         let quiet: [OsString; 2] = ["--log-level".into(), "error".into()];
-        let launcher = Launcher::spawn(&setup.daemon, quiet.to_vec());
-        let intc = Intc::start(options, launcher, ram.clone(), kick)
+        let launcher = |binary: &Path| Launcher::spawn(binary, quiet.to_vec());
+        let this = launcher(&setup.daemon);
+        let next = setup.next.as_deref().map_or(this.clone(), launcher);
+        let executor = options.executor;
+        let intc = Intc::start(options, this.clone(), ram.clone(), kick)
             .map_err(|e| Gone(format!("{}: {e}", setup.daemon.display())))?;
-        Ok(Self { intc, ram })
+        Ok(Self {
+            intc,
+            ram,
+            releases: [this, next],
+            release: AtomicUsize::new(0),
+            switched: Mutex::new(executor),
+        })
     }
 
     /// Makes the controller forget which sources wait to be sent again on a vCPU: a fault, on purpose.
@@ -136,6 +156,23 @@ impl Board for Real {
     }
     fn ask(&self) -> Step {
         self.intc.query(query::STATUS, 0)?;
+        Ok(())
+    }
+    fn upgrade(&self) -> Step {
+        let turn = self.release.fetch_add(1, Ordering::Relaxed) + 1;
+        let release = self.releases[turn % 2].clone();
+        self.intc.upgrade(release)?;
+        Ok(())
+    }
+    fn switch(&self) -> Step {
+        let mut switched = self.switched.lock().unwrap_or_else(PoisonError::into_inner);
+        let to = match *switched {
+            Executor::FrontEnd => Executor::Daemon,
+            Executor::Daemon => Executor::FrontEnd,
+        };
+        self.intc.quiesce(SWITCH_LIMIT)?;
+        self.intc.resume(Some(to))?;
+        *switched = to;
         Ok(())
     }
     fn picture(&self) -> String {

@@ -23,7 +23,7 @@ use crate::model::Model;
 use crate::real::{Real, Setup};
 use crate::rng::Rng;
 use crate::tally::{Kind, Tally};
-use crate::{kills, report};
+use crate::{chaos, report};
 
 /// Guest RAM: the event queues are all that is kept in it.
 pub const RAM: u64 = 64 << 20;
@@ -100,7 +100,9 @@ fn conduct(
         faults: faults.struck(),
     };
     summary.print();
-    Ok(lost.is_empty() && tally.wrongs.load(Ordering::Relaxed) == 0)
+    Ok(lost.is_empty()
+        && summary.spurious_is_excused()
+        && tally.wrongs.load(Ordering::Relaxed) == 0)
 }
 
 fn io(what: &'static str) -> impl Fn(std::io::Error) -> Gone {
@@ -181,6 +183,10 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
             Some(path) => path.clone(),
             None => find_daemon().map_err(Gone)?,
         },
+        next: std::env::current_exe()
+            .map(|own| own.with_file_name("next_daemon"))
+            .ok()
+            .filter(|next| next.exists()),
     };
     let board = Arc::new(Real::start(setup, Arc::new(kick))?);
     let forget = {
@@ -251,11 +257,12 @@ fn spawn_killer(
     options: &Options,
     start: Instant,
     over: &Arc<AtomicBool>,
-) -> Thread<Vec<kills::Outage>> {
+) -> Thread<Vec<chaos::Outage>> {
     let (platform, over) = (platform.clone(), over.clone());
-    let moments = kills::moments(options);
+    let (plan, seed) = (chaos::plan(options), options.seed);
     std::thread::spawn(move || {
-        kills::kill_all(&*platform.board, &platform.tally, start, &moments, &over)
+        let (board, tally) = (&*platform.board, &platform.tally);
+        chaos::carry_out(board, tally, start, &plan, seed, &over)
     })
 }
 

@@ -20,6 +20,17 @@ pub(crate) const GIVE_UP_AFTER: u32 = 6;
 /// A limit that was too short for this host is doubled up to so many times.
 const DOUBLINGS: u32 = 4;
 
+/// How a daemon that served came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself, or by its own fault.
+    Own,
+    /// By somebody else's SIGKILL.
+    Killed,
+    /// Fenced for not answering.
+    Silent,
+}
+
 /// What the past starts and ends say about the next ones.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
@@ -32,18 +43,19 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// A daemon served for `served` and ended, `silent` if it was fenced for not answering.
-    pub fn ended(&mut self, served: Duration, silent: bool) {
+    /// A daemon served for `served` and ended.
+    pub fn ended(&mut self, served: Duration, end: End) {
         self.failures = 0;
         self.slow = 0;
         if served >= TRUSTED {
             self.silent = 0;
         }
-        self.silent += u32::from(silent);
-        self.delay = if served >= SETTLED {
-            Duration::ZERO
-        } else {
-            longer(self.delay).min(STARTED_DELAY)
+        self.silent += u32::from(end == End::Silent);
+        self.delay = match end {
+            _ if served >= SETTLED => Duration::ZERO,
+            // However often: it says nothing about the daemon.
+            End::Killed => FIRST_DELAY,
+            End::Own | End::Silent => longer(self.delay).min(STARTED_DELAY),
         };
     }
 
@@ -64,9 +76,10 @@ impl Backoff {
         self.failures >= GIVE_UP_AFTER
     }
 
-    /// The answer to a PING may take so long: `first`, doubled for each daemon that was too slow.
+    /// The answer to a PING may take so long: `first`, doubled for each daemon that was too slow but the
+    /// first two, which may well have been stopped by an operator.
     pub fn answer_limit(&self, first: Duration) -> Duration {
-        first * (1 << self.silent.min(DOUBLINGS))
+        first * (1 << self.silent.saturating_sub(2).min(DOUBLINGS))
     }
 
     /// One message of a handshake may take so long.
@@ -89,11 +102,14 @@ mod tests {
     fn a_daemon_that_served_is_replaced_at_once_and_one_that_did_not_a_little_later() {
         let mut b = Backoff::default();
         for _ in 0..100 {
-            b.ended(SETTLED, false);
+            b.ended(SETTLED, End::Own);
             assert_eq!(b.delay(), Duration::ZERO);
+            b.ended(Duration::ZERO, End::Killed);
+            assert_eq!(b.delay(), FIRST_DELAY);
         }
+        b.ended(SETTLED, End::Own);
         let delays = [1, 2, 4, 8, 16, 16].map(|ms| {
-            b.ended(Duration::ZERO, false);
+            b.ended(Duration::ZERO, End::Own);
             b.delay() == ms * MS
         });
         assert_eq!(delays, [true; 6]);
@@ -111,7 +127,7 @@ mod tests {
             assert_eq!(b.gives_up(), n == GIVE_UP_AFTER);
         }
         // An operator who repairs it begins afresh.
-        b.ended(SETTLED, false);
+        b.ended(SETTLED, End::Own);
         assert!(!b.gives_up());
     }
 
@@ -120,16 +136,16 @@ mod tests {
         let mut b = Backoff::default();
         let first = 250 * MS;
         let mut limits = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..8 {
             limits.push(b.answer_limit(first).as_millis());
-            b.ended(SETTLED, true);
+            b.ended(SETTLED, End::Silent);
         }
-        assert_eq!(limits, [250, 500, 1000, 2000, 4000, 4000]);
-        b.ended(TRUSTED, false);
+        assert_eq!(limits, [250, 250, 250, 500, 1000, 2000, 4000, 4000]);
+        b.ended(TRUSTED, End::Own);
         assert_eq!(b.answer_limit(first), first);
         b.failed(false, true);
         assert_eq!(b.message_limit(MS), 2 * MS);
-        b.ended(SETTLED, false);
+        b.ended(SETTLED, End::Own);
         assert_eq!(b.message_limit(MS), MS);
     }
 }

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::handshake::{Goodbye, SetShm, StartReply};
 
-use crate::backoff::{Backoff, GIVE_UP_AFTER};
+use crate::backoff::{Backoff, End, GIVE_UP_AFTER};
 use crate::change::{Change, Reason};
 use crate::channel::{Patience, Shut};
 use crate::connection::Connection;
@@ -100,10 +100,14 @@ impl Supervisor {
         let ended = self.fence(&mut session.process);
         log::warn!("papr-intc is absent: {reason}; {}", ended.how);
         self.core.kick_all();
+        let end = match reason {
+            Reason::Silent(_) => End::Silent,
+            _ if ended.killed => End::Killed,
+            _ => End::Own,
+        };
         let how = ended.how;
         self.tell(&Change::Absent { reason, how });
-        let silent = matches!(reason, Reason::Silent(_));
-        self.backoff.ended(session.since.elapsed(), silent);
+        self.backoff.ended(session.since.elapsed(), end);
         drop(session);
         let next = self.restart()?;
         self.returned(&next, away_since.elapsed());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_frontend::protocol::papr::codes::{RtasCall, opcode};
 use papr_intc_frontend::protocol::wire::source::{Claim, claim_flag};
-use papr_intc_frontend::{Executor, GuestRam, Intc, Launcher, OnChange, Options, Vcpu};
+use papr_intc_frontend::{Executor, GuestRam, Intc, Launcher, Options, Vcpu};
 
 /// Where the first XICS source is.
 pub const FIRST: u32 = 0x1000;
@@ -93,19 +93,25 @@ pub fn launcher() -> Launcher {
 
 impl Bench {
     pub fn start(how: &How) -> Self {
-        Self::start_with(how, launcher(), OnChange::default())
+        Self::start_with(how, |_| ())
     }
 
-    pub fn start_with(how: &How, launcher: Launcher, on_change: OnChange) -> Self {
+    /// With other options.
+    pub fn start_with(how: &How, change: impl FnOnce(&mut Options)) -> Self {
+        Self::start_by(how, launcher(), change)
+    }
+
+    /// With another daemon.
+    pub fn start_by(how: &How, launcher: Launcher, change: impl FnOnce(&mut Options)) -> Self {
         let machine = Machine::pseries(how.ic_mode, Compat::Papr1, 4);
         let ram = Arc::new(GuestRam::new(&[(0, 16 << 20)]).unwrap());
         let kicks = Arc::new(Kicks::default());
-        let options = Options {
+        let mut options = Options {
             executor: how.executor,
             forward_all: how.forward_all,
-            on_change,
             ..Options::new(machine)
         };
+        change(&mut options);
         let sink = Arc::clone(&kicks);
         let kick = Arc::new(move |server| sink.kick(server));
         let intc = Intc::start(options, launcher, Arc::clone(&ram), kick).unwrap();

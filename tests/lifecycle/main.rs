@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // tests and their bench say what they mean with unwrap
 
 mod bench;
+mod hang;
 mod modes;
 mod restart;
 mod serving;

@@ -107,7 +107,9 @@ fn if_the_new_daemon_dies_after_goodbye_the_old_binary_serves_again_though_its_f
     });
     let quiet = || vec!["--log-level".into(), "off".into()];
     let first = Launcher::spawn(&old, quiet());
-    let bench = Bench::start_with(&How::mapped(IcMode::Xics), first, on_change);
+    let bench = Bench::start_by(&How::mapped(IcMode::Xics), first, |o| {
+        o.on_change = on_change
+    });
     with_source(&bench);
     // As a package manager does: another file under the name.
     let other = directory.path().join("other");
@@ -185,6 +187,25 @@ fn crashes_and_upgrades_are_dealt_with_one_after_the_other() {
         bench.intc.upgrade(to).unwrap();
         let executor = [Executor::Daemon, Executor::FrontEnd][round % 2];
         assert_eq!(bench.intc.executor(), executor);
+        deliver(&bench, FIRST);
+    }
+}
+
+#[test]
+fn a_file_that_was_replaced_by_no_daemon_does_not_keep_the_old_one_from_coming_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, other) = (
+        directory.path().join("daemon"),
+        directory.path().join("other"),
+    );
+    copy_of(Path::new(env!("CARGO_BIN_EXE_papr-intc")), &file);
+    copy_of(Path::new("/bin/false"), &other);
+    let first = Launcher::spawn(&file, vec!["--log-level".into(), "off".into()]);
+    let bench = Bench::start_by(&How::mapped(IcMode::Xics), first, |_| ());
+    with_source(&bench);
+    fs::rename(&other, &file).unwrap();
+    for _ in 0..2 {
+        bench.kill_and_wait();
         deliver(&bench, FIRST);
     }
 }

@@ -177,7 +177,9 @@ fn report(what: &str, mut seen: Seen) {
 #[test]
 fn there_and_back_under_load_through_remote_mode_with_xics() {
     let heard = Heard::default();
-    let bench = Bench::start_with(&How::mapped(IcMode::Xics), launcher(), heard.listen());
+    let bench = Bench::start_by(&How::mapped(IcMode::Xics), launcher(), |o| {
+        o.on_change = heard.listen()
+    });
     bench.open(0);
     let seen = under_load(&bench, &Xics, false, &there_and_back(5));
     assert_eq!(heard.turns(), (5, 5), "mapped, remote, mapped, ...");
@@ -188,7 +190,9 @@ fn there_and_back_under_load_through_remote_mode_with_xics() {
 #[test]
 fn there_and_back_under_load_through_remote_mode_with_xive() {
     let heard = Heard::default();
-    let bench = Bench::start_with(&How::mapped(IcMode::Dual), launcher(), heard.listen());
+    let bench = Bench::start_by(&How::mapped(IcMode::Dual), launcher(), |o| {
+        o.on_change = heard.listen()
+    });
     let guest = xive_guest(&bench);
     let seen = under_load(&bench, &guest, true, &there_and_back(5));
     assert_eq!(heard.turns(), (5, 5), "mapped, remote, mapped, ...");
@@ -199,7 +203,9 @@ fn there_and_back_under_load_through_remote_mode_with_xive() {
 fn a_remote_machine_stays_remote_and_its_irqfds_go_along() {
     for how in [IcMode::Xics, IcMode::Dual] {
         let heard = Heard::default();
-        let bench = Bench::start_with(&How::remote(how), launcher(), heard.listen());
+        let bench = Bench::start_by(&How::remote(how), launcher(), |o| {
+            o.on_change = heard.listen()
+        });
         let launchers = there_and_back(5);
         let seen = if how == IcMode::Xics {
             bench.open(0);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use papr_intc_frontend::protocol::layout::IcMode;
-use papr_intc_frontend::{Error, Executor, OnChange};
+use papr_intc_frontend::{Error, Executor};
 
 use super::{Heard, next, next_daemon};
 use crate::bench::{Bench, FIRST, How, launcher};
@@ -37,7 +37,9 @@ fn the_two_daemons_print_different_numbers() {
 #[test]
 fn a_guest_that_was_born_on_the_next_version_moves_to_this_one() {
     let heard = Heard::default();
-    let bench = Bench::start_with(&How::mapped(IcMode::Xics), next(&[]), heard.listen());
+    let bench = Bench::start_by(&How::mapped(IcMode::Xics), next(&[]), |o| {
+        o.on_change = heard.listen()
+    });
     assert_eq!(bench.intc.executor(), Executor::Daemon, "asked for DEMOTE");
     assert!(
         bench.intc.storage().is_none(),
@@ -71,7 +73,7 @@ fn the_vmm_cannot_promote_what_the_daemon_demoted() {
 
 #[test]
 fn memory_in_which_the_next_version_used_something_new_is_not_rolled_back() {
-    let bench = Bench::start_with(&How::mapped(IcMode::Xics), launcher(), OnChange::default());
+    let bench = Bench::start(&How::mapped(IcMode::Xics));
     bench.open(0);
     bench.xics_source(FIRST, false, 0);
     bench.intc.upgrade(next(&["--use-next"])).unwrap();
