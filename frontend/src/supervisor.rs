@@ -30,6 +30,10 @@ use crate::watch::{Over, watch};
 /// How long a daemon may take to end by itself.
 pub(crate) const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long a daemon that turns the VMM away is asked again, and how often.
+const ENGAGED_LIMIT: Duration = Duration::from_secs(1);
+const ENGAGED_PAUSE: Duration = Duration::from_millis(1);
+
 /// A daemon that serves.
 pub(crate) struct Session {
     pub number: u64,
@@ -70,9 +74,18 @@ pub(crate) fn start(core: Arc<Core>, launcher: Launcher) -> Result<(Supervisor, 
         backoff: Backoff::default(),
         number: 0,
     };
-    match supervisor.try_start(false) {
-        Ok(session) => Ok((supervisor, session)),
-        Err(failed) => Err(failed.error),
+    let begun = Instant::now();
+    loop {
+        match supervisor.try_start(false) {
+            Ok(session) => return Ok((supervisor, session)),
+            // It serves another VMM: one that is dead, whose end it has not noticed yet?
+            Err(Failed {
+                error: Error::Lost, ..
+            }) if supervisor.launcher.is_foreign() && begun.elapsed() < ENGAGED_LIMIT => {
+                std::thread::sleep(ENGAGED_PAUSE);
+            }
+            Err(failed) => return Err(failed.error),
+        }
     }
 }
 
@@ -232,6 +245,14 @@ impl Supervisor {
             }
             Err(error) => {
                 connection.close();
+                if self.launcher.is_foreign() && lock(&core.topology).shm.is_none() {
+                    // It may hold another guest's memory, or serve another VMM: not ours to kill.
+                    return Err(Failed {
+                        slow: false,
+                        excused: true,
+                        error,
+                    });
+                }
                 let ended = self.fence(&mut process);
                 let locked = matches!(&error, Error::Refused { request, errno, .. }
                     if *request == SetShm::NAME && *errno == Errno::EBUSY as i32);
