@@ -2,6 +2,7 @@
 //!
 //! What a binary adds is its [`Versions`] and its name; the only exit is the end of its `main`.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,9 +19,10 @@ use crate::server::endpoint;
 use crate::server::event_loop::{Endpoint, EventLoop};
 use crate::server::identity;
 
-/// The command line, or the exit code after what clap or one line on stderr has said.
-pub fn parse<A: Parser>() -> Result<A, ExitCode> {
-    match A::try_parse() {
+/// The command line `args`, the program's name first; or the exit code after what clap or one line on
+/// stderr has said.
+pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
+    match A::try_parse_from(args) {
         Ok(args) => Ok(args),
         Err(e) if !e.use_stderr() => e.exit(),
         Err(e) => Err(failed(exit::USAGE, &one_line(&e.to_string()))),

@@ -45,7 +45,7 @@ fn versions(use_next: bool) -> Versions {
 }
 
 fn main() -> ExitCode {
-    match daemon::parse::<NextArgs>() {
+    match daemon::parse::<NextArgs>(std::env::args_os()) {
         Ok(next) => daemon::main(&next.args, versions(next.use_next)),
         Err(code) => code,
     }

@@ -7,7 +7,7 @@ use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
 use papr_intc_protocol::layout::words::{cursor, source};
-use papr_intc_protocol::layout::{Machine, Page, Storage};
+use papr_intc_protocol::layout::{AtomicWord, Machine, Page, Storage};
 use papr_intc_protocol::plane::{Host, Plane};
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
@@ -270,8 +270,10 @@ impl<M: QueueMemory> Core<M> {
             (word::COMPAT_FLAGS, versions.compat_flags),
             (word::INCOMPAT_FLAGS, versions.incompat_used),
         ] {
-            let flags = self.memory.header(w) | flags;
-            self.memory.set_header(w, flags);
+            let raised = self.memory.header(w);
+            if flags & !raised != 0 {
+                self.memory.set_header(w, raised | flags);
+            }
         }
     }
 
