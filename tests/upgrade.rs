@@ -3,6 +3,7 @@
 //!
 //! * [`numbers`]: what each says of itself, who takes whose memory.
 //! * [`load`]: N → N + 1 → N while interrupts flow and calls are outstanding.
+//! * [`fire`]: the same while daemons are killed.
 //! * [`failures`]: a new daemon that does not fit, dies, or cannot be started again.
 
 #![allow(clippy::unwrap_used)] // tests and their bench say what they mean with unwrap
@@ -12,6 +13,10 @@
 mod bench;
 #[path = "upgrade/failures.rs"]
 mod failures;
+#[path = "upgrade/fire.rs"]
+mod fire;
+#[path = "harness/mod.rs"]
+mod harness;
 #[path = "upgrade/load.rs"]
 mod load;
 #[path = "upgrade/numbers.rs"]

@@ -55,7 +55,7 @@ fn a_daemon_that_does_not_fit_is_refused_and_the_old_one_is_not_touched() {
 }
 
 /// Children of this process that run `binary`.
-fn children_running(binary: &Path) -> Vec<Pid> {
+pub fn children_running(binary: &Path) -> Vec<Pid> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
         let name = entry.unwrap().file_name();
@@ -77,7 +77,7 @@ fn children_running(binary: &Path) -> Vec<Pid> {
 
 /// A copy of a program under a name of its own, so that no other test runs it too. Not written by this
 /// process: a child that another test forks meanwhile would hold it open, and it could not be executed.
-fn copy_of(program: &Path, to: &Path) {
+pub fn copy_of(program: &Path, to: &Path) {
     let copied = Command::new("cp").args([program, to]).status();
     assert!(copied.unwrap().success());
 }

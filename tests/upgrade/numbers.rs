@@ -1,13 +1,17 @@
 //! What each daemon says of itself, and who takes whose memory.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use nix::errno::Errno;
 use papr_intc_frontend::protocol::layout::IcMode;
+use papr_intc_frontend::protocol::wire::handshake::{Hello, verdict};
 use papr_intc_frontend::{Error, Executor};
 
 use super::{Heard, next, next_daemon};
 use crate::bench::{Bench, FIRST, How, launcher};
+use crate::harness::client::{Client, hello};
 
 fn capabilities(binary: &str) -> serde_json::Value {
     let output = Command::new(binary).arg("--print-capabilities").output();
@@ -32,6 +36,44 @@ fn the_two_daemons_print_different_numbers() {
         assert_eq!(number(&next, at), number(&now, at) + more, "{at}");
     }
     assert_ne!(now["build"], next["build"]);
+}
+
+#[test]
+fn hello_chooses_the_highest_common_protocol_or_names_both_ranges() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut daemon = Command::new(next_daemon())
+        .args(["--fd", "0"])
+        .stdin(OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    let main = Client::new(ours);
+    let own = papr_intc_frontend::protocol::PROTOCOL_VERSION;
+    let speaks = |protocol_min, protocol_max| {
+        main.call(&Hello {
+            protocol_min,
+            protocol_max,
+            ..hello()
+        })
+    };
+    for (min, max, chosen) in [
+        (own, own, own),
+        (own, own + 1, own + 1),
+        (0, own + 9, own + 1),
+        (own + 1, own + 1, own + 1),
+    ] {
+        assert_eq!(speaks(min, max).unwrap().protocol, chosen, "{min} to {max}");
+    }
+    let refused = speaks(own + 2, own + 3).unwrap_err();
+    assert_eq!(refused.errno, Errno::EPROTONOSUPPORT as i32);
+    let ranges = [(own, own + 1), (own + 2, own + 3)].map(|(min, max)| format!("{min} to {max}"));
+    assert!(
+        ranges.iter().all(|range| refused.text.contains(range)),
+        "{}",
+        refused.text
+    );
+    assert_eq!(main.hello().verdict, verdict::DEMOTE);
+    drop(main);
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]
