@@ -112,6 +112,29 @@ fn a_vmm_that_is_turned_away_does_not_kill_the_daemon_of_another_one() {
 }
 
 #[test]
+fn another_machine_is_refused_and_the_guest_is_still_there_for_the_right_one() {
+    let setup = Setup::all().next().unwrap();
+    let (daemon, address) = Daemon::listening(&["--on-disconnect", "wait"]);
+    let ram = tempfile::NamedTempFile::new().unwrap();
+    let first = vmm::spawn(&setup, address.path(), ram.path());
+    vmm::kill_after(first, &vmm::map(ram.path()), SOURCES);
+    let other = Setup {
+        ic_mode: IcMode::Dual,
+        ..setup
+    };
+    let launcher = || Launcher::connect(address.path());
+    let refused = Guest::connect(&other, launcher(), vmm::map(ram.path()))
+        .err()
+        .unwrap();
+    assert_eq!(refused.errno(), nix::libc::EEXIST);
+    assert!(refused.to_string().contains("ic_mode"), "{refused}");
+    let mut guest = Guest::take_over(&setup, launcher(), vmm::map(ram.path()));
+    assert_eq!(guest.drain(), vec![1; SOURCES as usize]);
+    guest.intc.shutdown();
+    daemon.ends_well();
+}
+
+#[test]
 fn the_wait_for_another_vmm_has_a_limit() {
     let (daemon, address) = Daemon::listening(&["--on-disconnect", "wait=1"]);
     let stay = Client::new(address.connect());

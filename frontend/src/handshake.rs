@@ -360,7 +360,7 @@ impl Handshake<'_> {
         // A QUIESCE of an earlier handshake, cut by the end of its daemon.
         let depth = || topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
         for _ in topology.quiesced..depth() {
-            self.resume(executor::KEEP)?;
+            self.resume(executor_code(to))?;
         }
         if to == Executor::FrontEnd {
             core.intake.unpause()?;

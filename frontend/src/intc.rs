@@ -10,7 +10,7 @@ use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::wire::guest::GetFdt;
-use papr_intc_protocol::wire::handshake::{Query, executor};
+use papr_intc_protocol::wire::handshake::Query;
 use papr_intc_protocol::wire::machine::{MachineReset, Quiesce, Resume, reset_flag};
 use papr_intc_protocol::wire::source::{Claim, ClearIrqfds, Free, Sync};
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
@@ -78,6 +78,9 @@ impl Intc {
     /// Starts a daemon and shakes hands. `kick(server)` is called when the line of a vCPU may have
     /// changed: make its thread leave the guest or its halt and look at [`Vcpu::pending`]. It is called
     /// on any thread, with no lock of this crate held that [`Vcpu::pending`] needs, and must not block.
+    ///
+    /// A daemon that somebody else started may have served a VMM that is dead by now
+    /// (`--on-disconnect wait`): this one takes its guest over, see [`adopted`](Self::adopted).
     ///
     /// # Errors
     /// Whatever keeps the first daemon from serving.
@@ -305,14 +308,11 @@ impl Intc {
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let _one = lock(&self.0.quiescing);
         let depth = self.quiesce_depth();
-        self.reach_depth(
-            depth + 1,
-            None,
-            &Quiesce {
-                deadline_ms,
-                zero: 0,
-            },
-        )
+        let request = Quiesce {
+            deadline_ms,
+            zero: 0,
+        };
+        self.reach_depth(depth + 1, |_| Ok(request.clone()))
     }
 
     /// Undoes one quiesce; the last one replays what was recorded, under `by` as executor if given:
@@ -332,15 +332,17 @@ impl Intc {
             let topology = lock(&core.topology);
             (topology.executor, topology.wanted)
         };
-        let request = Resume {
-            executor: by.map_or(executor::KEEP, executor_code),
-            zero: 0,
+        let request = |topology: &Topology| {
+            topology.check_executor(by)?;
+            // Another daemon may have turned the machine meanwhile, which this one completes.
+            let executor = executor_code(by.unwrap_or(topology.executor));
+            Ok(Resume { executor, zero: 0 })
         };
         let handed = by.map_or(Ok(()), |to| {
             lock(&core.topology).wanted = to;
             self.hand_over(to)
         });
-        let resumed = handed.and_then(|()| self.reach_depth(depth, by, &request));
+        let resumed = handed.and_then(|()| self.reach_depth(depth, request));
         if resumed.is_err() && by.is_some() {
             // As if nothing had been asked.
             lock(&core.topology).wanted = wanted;
@@ -363,14 +365,13 @@ impl Intc {
     fn reach_depth<R: Request>(
         &self,
         depth: u64,
-        by: Option<Executor>,
-        request: &R,
+        request: impl Fn(&Topology) -> Result<R, Error>,
     ) -> Result<(), Error> {
         in_one_session(self.core(), |topology| {
-            topology.check_executor(by)?;
+            let request = request(topology)?;
             let now = topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
             if now != depth {
-                self.core().ask_session(request, &[])?;
+                self.core().ask_session(&request, &[])?;
             }
             topology.quiesced = depth;
             Ok(())

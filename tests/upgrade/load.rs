@@ -260,3 +260,28 @@ fn the_vmm_turns_the_machine_under_load() {
         });
     }
 }
+
+#[test]
+fn a_quiesced_machine_may_be_upgraded_and_goes_on_under_its_new_executor() {
+    let bench = Bench::start(&How::mapped(IcMode::Xics));
+    bench.open(0);
+    source(&bench, FIRST, false);
+    let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    bench.intc.add_irqfd(FIRST, &irqfd).unwrap();
+    for (to, executor) in [
+        (next(&[]), Executor::Daemon),
+        (launcher(), Executor::FrontEnd),
+    ] {
+        for depth in [1, 2] {
+            (0..depth).for_each(|_| bench.intc.quiesce(Duration::from_secs(1)).unwrap());
+            irqfd.write(1).unwrap();
+            bench.intc.upgrade(to.clone()).unwrap();
+            assert!(!bench.vcpus[0].pending(), "it is quiesced");
+            (0..depth).for_each(|_| bench.intc.resume(None).unwrap());
+            assert_eq!(bench.intc.executor(), executor);
+            assert_eq!(Xics.take(&bench), FIRST);
+            irqfd.write(1).unwrap();
+            assert_eq!(Xics.take(&bench), FIRST);
+        }
+    }
+}

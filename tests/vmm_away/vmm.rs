@@ -194,7 +194,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    fn connect(setup: &Setup, launcher: Launcher, ram: Arc<GuestRam>) -> Result<Self, Error> {
+    /// A VMM's first words to a daemon: a new guest, or one that is there.
+    pub fn connect(setup: &Setup, launcher: Launcher, ram: Arc<GuestRam>) -> Result<Self, Error> {
         let machine = Machine::pseries(setup.ic_mode, Compat::Papr1, 4);
         let options = Options {
             executor: setup.executor,
