@@ -1,5 +1,6 @@
 //! What a daemon's `main` does: parse, log, signals, limits, endpoint, serve. It never exits by itself.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,7 +19,12 @@ use crate::versions::Versions;
 
 /// Runs the daemon of these versions, by the command line of this process.
 pub fn main(versions: Versions) -> ExitCode {
-    let args = match Args::try_parse() {
+    main_with(versions, std::env::args_os())
+}
+
+/// Runs the daemon of these versions by this command line, the program's name first.
+pub fn main_with(versions: Versions, args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(e) if !e.use_stderr() => e.exit(),
         Err(e) => return failed(exit::USAGE, &one_line(&e.to_string())),

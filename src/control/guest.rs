@@ -3,7 +3,7 @@
 
 use papr_intc_protocol::layout::header::Gate;
 use papr_intc_protocol::layout::words::cursor;
-use papr_intc_protocol::layout::{Page, Storage};
+use papr_intc_protocol::layout::{AtomicWord, Page, Storage};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret, rtas};
 use papr_intc_protocol::papr::dispatch::{self, Answerer};
 use papr_intc_protocol::papr::xics::{RtasPlan, RtasReply as Rets, rtas_plan};

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
 use papr_intc_protocol::layout::words::{cursor, source};
-use papr_intc_protocol::layout::{Machine, Page, Storage};
+use papr_intc_protocol::layout::{AtomicWord, Machine, Page, Storage};
 use papr_intc_protocol::plane::{Host, Plane};
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};

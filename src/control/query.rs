@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use papr_intc_protocol::layout::header::{Mode, word};
 use papr_intc_protocol::layout::words::icp;
-use papr_intc_protocol::layout::{Page, Storage};
+use papr_intc_protocol::layout::{AtomicWord, Page, Storage};
 use papr_intc_protocol::wire::Rest;
 use papr_intc_protocol::wire::handshake::{Query, QueryReply, query};
 use serde_json::json;

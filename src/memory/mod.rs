@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use papr_intc_protocol::PLANE_ABI;
 use papr_intc_protocol::layout::header::{self, HeaderError, word};
 use papr_intc_protocol::layout::mapped::{MappedStorage, OwnedStorage};
-use papr_intc_protocol::layout::{Geometry, Machine, Storage, Table, TableStorage};
+use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Storage, Table, TableStorage};
 
 use crate::versions::Versions;
 

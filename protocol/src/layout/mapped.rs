@@ -2,7 +2,7 @@
 //!
 //! [`MappedStorage`] is the VMM's view, with `tables` mapped read-only (a guard against stray
 //! stores). [`OwnedStorage`] is the daemon's, with both zones writable.
-#![allow(unsafe_code)] // a mapping is seen as a slice of atomics; one block, argued below
+#![allow(unsafe_code)] // a mapping is seen as a slice of atomics; two blocks, argued below
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -11,7 +11,7 @@ use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::geometry::Geometry;
-use super::storage::{Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{AtomicWord, Page, Storage, Table, TableStorage, relax_thread};
 
 const PROT_READ: i32 = 1;
 const PROT_WRITE: i32 = 2;
@@ -38,6 +38,13 @@ impl Zone {
         // is sealed against shrinking by its creator and both openers check the seal, so that the
         // pages exist. In a zone mapped read-only only `Storage::table` reads, it never stores.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.size() / 8) }
+    }
+
+    #[inline]
+    fn owned(&self) -> &[OwnedWord] {
+        let words = self.words();
+        // SAFETY: `OwnedWord` is a transparent wrapper of the element type; same length, same lifetime.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
     }
 }
 
@@ -97,6 +104,69 @@ impl Storage for MappedStorage {
     }
 }
 
+/// A word of the daemon's view. The same as an `AtomicU64`, but in builds with the feature `crash-points`
+/// every write to a mapping is announced first ([`probe`](super::probe)).
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct OwnedWord(AtomicU64);
+
+impl OwnedWord {
+    #[inline]
+    fn announced(&self) -> &AtomicU64 {
+        #[cfg(feature = "crash-points")]
+        super::probe::write(std::ptr::from_ref(self).addr());
+        &self.0
+    }
+}
+
+impl From<u64> for OwnedWord {
+    fn from(value: u64) -> Self {
+        Self(AtomicU64::new(value))
+    }
+}
+
+impl AtomicWord for OwnedWord {
+    #[inline]
+    fn load(&self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+    #[inline]
+    fn store(&self, value: u64, order: Ordering) {
+        self.announced().store(value, order);
+    }
+    #[inline]
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        let word = self.announced();
+        word.compare_exchange(current, new, success, failure)
+    }
+    #[inline]
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.announced().swap(value, order)
+    }
+    #[inline]
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        self.announced().fetch_or(bits, order)
+    }
+    #[inline]
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        self.announced().fetch_and(bits, order)
+    }
+    #[inline]
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.announced().fetch_add(value, order)
+    }
+    #[inline]
+    fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
+        self.announced().fetch_sub(value, order)
+    }
+}
+
 /// The daemon's view: both zones writable.
 #[derive(Debug)]
 pub struct OwnedStorage(MappedStorage);
@@ -104,7 +174,13 @@ pub struct OwnedStorage(MappedStorage);
 impl OwnedStorage {
     /// As [`MappedStorage::map`].
     pub fn map(memfd: &File, geometry: Geometry) -> Result<Self, MmapRegionError> {
-        MappedStorage::with(memfd, geometry, PROT_READ | PROT_WRITE).map(Self)
+        let mapped = MappedStorage::with(memfd, geometry, PROT_READ | PROT_WRITE)?;
+        #[cfg(feature = "crash-points")]
+        for zone in [&mapped.tables, &mapped.pages] {
+            let words = zone.words().as_ptr_range();
+            super::probe::mapped(words.start.addr()..words.end.addr());
+        }
+        Ok(Self(mapped))
     }
     /// The machine's offsets.
     pub fn geometry(&self) -> &Geometry {
@@ -113,10 +189,10 @@ impl OwnedStorage {
 }
 
 impl Storage for OwnedStorage {
-    type Word = AtomicU64;
+    type Word = OwnedWord;
     #[inline]
-    fn page(&self, at: Page) -> &AtomicU64 {
-        self.0.page(at)
+    fn page(&self, at: Page) -> &OwnedWord {
+        &self.0.pages.owned()[(self.0.geometry.page_offset(at) / 8) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
@@ -133,7 +209,7 @@ impl Storage for OwnedStorage {
 }
 
 impl TableStorage for OwnedStorage {
-    fn table_word(&self, at: Table) -> &AtomicU64 {
-        &self.0.tables.words()[(self.0.geometry.table_offset(at) / 8) as usize]
+    fn table_word(&self, at: Table) -> &OwnedWord {
+        &self.0.tables.owned()[(self.0.geometry.table_offset(at) / 8) as usize]
     }
 }

@@ -16,6 +16,8 @@ pub mod header;
 pub mod machine;
 pub mod mapped;
 pub mod plain;
+#[cfg(feature = "crash-points")]
+pub mod probe;
 pub mod storage;
 pub mod words;
 

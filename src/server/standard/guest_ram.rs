@@ -48,6 +48,8 @@ impl GuestRam {
     /// there, or `gpa` is not a multiple of 4.
     #[must_use]
     pub fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        #[cfg(feature = "crash-points")]
+        papr_intc_protocol::layout::probe::write_to_ram(gpa);
         // Release: pairs with the guest's load of the entry, as a queue producer's store does on hardware: whatever was
         // written before the event is visible to whoever finds the entry.
         self.published

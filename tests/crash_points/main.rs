@@ -1,0 +1,245 @@
+//! Every point at which a daemon can be cut: each write to shared memory and each system call is numbered,
+//! and for each number the daemon is stopped there with the VMM's threads active, killed, and replaced. What
+//! the guest sees in the end must be what it sees if nobody dies, in one of the orders in which the
+//! operation and the other threads' doings can have happened. Then each system call fails once with each
+//! error that it can fail with.
+//!
+//! `PAPR_INTC_CRASH_ONLY=NAME` runs the scenarios whose names contain NAME; `PAPR_INTC_CRASH_AT=N` one
+//! point of them.
+#![allow(clippy::unwrap_used)] // tests say what they mean with unwrap
+
+mod control;
+mod guest;
+mod scenarios;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+
+use control::Control;
+use guest::Guest;
+use scenarios::{Results, Scenario};
+
+/// What a guest got and sees.
+type View = Vec<String>;
+
+const ERRNOS: [i32; 4] = [libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::EMFILE];
+
+fn view(guest: &Guest, results: &Results) -> View {
+    let mut view = vec![format!("results {results:x?}")];
+    view.extend(guest.view());
+    view
+}
+
+/// Everything happens, nobody dies: `before` of the active steps come before the operation.
+fn uncut(scenario: &Scenario, before: usize) -> View {
+    let guest = Guest::start(&Control::new(), scenario.executor);
+    (scenario.setup)(&guest);
+    scenario.active[..before].iter().for_each(|f| f(&guest));
+    let results = (scenario.operation)(&guest);
+    scenario.active[before..].iter().for_each(|f| f(&guest));
+    view(&guest, &results)
+}
+
+/// What may come out, in the order of likelihood.
+fn expected(scenario: &Scenario) -> Vec<View> {
+    [0, 2, 1].map(|before| uncut(scenario, before)).into()
+}
+
+/// A run in which something happened to the daemon.
+struct Cut {
+    /// It was stopped, or a call of it failed.
+    hit: bool,
+    point: String,
+    view: View,
+}
+
+/// Waits until `done` or the daemon stands still; whether the latter.
+fn stands_still(control: &Control, done: &AtomicBool) -> bool {
+    loop {
+        if control.take_hit() {
+            return true;
+        }
+        if done.load(Ordering::Relaxed) {
+            return control.take_hit();
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Cuts the daemon at point `n`; its successor at point `next` of its life, and that one's at `after`, if
+/// they are not 0.
+fn cut(scenario: &Scenario, [n, next, after]: [u64; 3]) -> Cut {
+    let control = Control::new();
+    let guest = Guest::start(&control, scenario.executor);
+    (scenario.setup)(&guest);
+    let done = AtomicBool::new(false);
+    let mut hit = false;
+    let mut point = String::new();
+    control.arm(n, 0);
+    let results = thread::scope(|scope| {
+        let operation = scope.spawn(|| {
+            let results = (scenario.operation)(&guest);
+            done.store(true, Ordering::Relaxed);
+            results
+        });
+        hit = stands_still(&control, &done);
+        control.disarm();
+        if !hit {
+            return operation.join().unwrap();
+        }
+        point = control.point();
+        let active = scope.spawn(|| scenario.active.iter().for_each(|f| f(&guest)));
+        // They may meet a lock or a gate that the dead one holds; a moment is enough for what they can do.
+        let begun = Instant::now();
+        while !active.is_finished() && begun.elapsed() < Duration::from_millis(2) {
+            thread::yield_now();
+        }
+        if next != 0 {
+            control.arm_next(next, after, 0);
+        }
+        guest.kill();
+        for _ in 0..2 {
+            if next != 0 && stands_still(&control, &done) {
+                guest.kill();
+            }
+        }
+        control.disarm();
+        active.join().unwrap();
+        operation.join().unwrap()
+    });
+    let view = view(&guest, &results);
+    Cut { hit, point, view }
+}
+
+/// Lets the `n`th system call that can fail so fail with `errno`.
+fn fail(scenario: &Scenario, n: u64, errno: i32) -> Cut {
+    let control = Control::new();
+    let guest = Guest::start(&control, scenario.executor);
+    (scenario.setup)(&guest);
+    control.arm(n, errno);
+    let results = (scenario.operation)(&guest);
+    let hit = control.is_hit();
+    control.disarm();
+    let point = format!("{} failed with {errno}", control.point());
+    let view = view(&guest, &results);
+    Cut { hit, point, view }
+}
+
+/// Counts, over all scenarios.
+#[derive(Default)]
+struct Counts {
+    points: AtomicUsize,
+    recovered: AtomicUsize,
+    faults: AtomicUsize,
+    survived: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Counts {
+    fn judge(&self, scenario: &Scenario, what: &str, cut: &Cut, expected: &[View]) -> bool {
+        if expected.contains(&cut.view) {
+            return true;
+        }
+        let mut text = format!(
+            "{} ({:?}), {what}, {}:",
+            scenario.name, scenario.executor, cut.point
+        );
+        for line in cut.view.iter().filter(|l| !expected[0].contains(l)) {
+            text += &format!("\n    got      {line}");
+        }
+        for line in expected[0].iter().filter(|l| !cut.view.contains(l)) {
+            text += &format!("\n    expected {line}");
+        }
+        println!("{text}");
+        self.failures.lock().unwrap().push(text);
+        false
+    }
+}
+
+fn every_cut(scenario: &Scenario, counts: &Counts, expected: &[View]) -> u64 {
+    let only: Option<u64> = std::env::var("PAPR_INTC_CRASH_AT")
+        .ok()
+        .map(|n| n.parse().unwrap());
+    let mut n = only.unwrap_or(1);
+    loop {
+        let cut = cut(scenario, [n, 0, 0]);
+        if !cut.hit {
+            return n - 1;
+        }
+        counts.points.fetch_add(1, Ordering::Relaxed);
+        if counts.judge(scenario, &format!("point {n}"), &cut, expected) {
+            counts.recovered.fetch_add(1, Ordering::Relaxed);
+        }
+        if only.is_some() {
+            return n;
+        }
+        n += 1;
+    }
+}
+
+fn every_fault(scenario: &Scenario, counts: &Counts, expected: &[View]) {
+    for errno in ERRNOS {
+        for n in 1.. {
+            let cut = fail(scenario, n, errno);
+            if cut.hit {
+                counts.faults.fetch_add(1, Ordering::Relaxed);
+            }
+            if counts.judge(scenario, &format!("fault {n}"), &cut, expected) && cut.hit {
+                counts.survived.fetch_add(1, Ordering::Relaxed);
+            }
+            if !cut.hit {
+                break;
+            }
+        }
+    }
+}
+
+fn run(scenario: &Scenario, counts: &Counts) {
+    let expected = expected(scenario);
+    let points = every_cut(scenario, counts, &expected);
+    let mut faults = vec![uncut(scenario, 2)];
+    // Nobody else is active there.
+    let alone = Scenario {
+        active: [|_| (), |_| ()],
+        ..*scenario
+    };
+    faults[0] = uncut(&alone, 0);
+    every_fault(&alone, counts, &faults);
+    println!(
+        "{} ({:?}): {points} points",
+        scenario.name, scenario.executor
+    );
+}
+
+#[test]
+fn every_crash_point_and_every_fault_loses_nothing() {
+    let only = std::env::var("PAPR_INTC_CRASH_ONLY").unwrap_or_default();
+    let scenarios: Vec<Scenario> = scenarios::all()
+        .into_iter()
+        .filter(|s| s.name.contains(&only))
+        .collect();
+    let (counts, next) = (Counts::default(), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(scenario, &counts);
+                }
+            });
+        }
+    });
+    let count = |c: &AtomicUsize| c.load(Ordering::Relaxed);
+    println!(
+        "points={} recovered={} faults={} survived={}",
+        count(&counts.points),
+        count(&counts.recovered),
+        count(&counts.faults),
+        count(&counts.survived)
+    );
+    let failures = counts.failures.lock().unwrap();
+    assert!(failures.is_empty(), "{} failures", failures.len());
+}
