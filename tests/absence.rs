@@ -71,7 +71,8 @@ impl<'a> Load<'a> {
         let mut last = Instant::now();
         while !self.done.load(Ordering::Relaxed) || self.outstanding() > 0 {
             if !self.bench.vcpus[0].pending() {
-                std::hint::spin_loop();
+                // Cores are few: whoever is to send the next one needs this one.
+                thread::yield_now();
                 continue;
             }
             let lisn = self.bench.accept(0);
