@@ -24,6 +24,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// vCPUs and irqfds.
 const SIZES: [(u32, u32); 3] = [(8, 64), (256, 4_096), (4_096, 65_536)];
+/// Descriptors for the last of them.
+const ENOUGH: u64 = 140_000;
 /// The first MSI.
 const FIRST: u32 = 0x1300;
 /// Names this program as the process that does nothing.
@@ -104,10 +106,11 @@ fn raise_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return 1024;
     };
-    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard,
-        Err(_) => soft,
-    }
+    // Beyond the hard limit only with privilege.
+    let tried = [ENOUGH, hard]
+        .into_iter()
+        .find(|&limit| setrlimit(Resource::RLIMIT_NOFILE, limit, limit.max(hard)).is_ok());
+    tried.unwrap_or(soft)
 }
 
 /// A machine with everything connected.
