@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::{Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::OwnedStorage;
@@ -42,7 +43,6 @@ pub use error::Refused;
 
 use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, SharedMemory};
-use crate::versions::Versions;
 use barrier::Barrier;
 use claims::Claims;
 use exact::Exact;
@@ -180,6 +180,11 @@ impl<M: QueueMemory + Clone> Control<M> {
             served: 0,
             since: now,
         }
+    }
+
+    /// What this daemon speaks.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// The machine after START.

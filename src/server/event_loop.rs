@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::wire::vcpu::WATCH;
 use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
 
@@ -23,7 +24,6 @@ use super::standard::{GuestRam, Standard, StandardError, StandardEvent, is_barri
 use super::token::Token;
 use crate::control::requests::Incoming;
 use crate::control::{Control, Effect, Expected, Refused};
-use crate::versions::Versions;
 
 /// How long a reply may wait for room in a socket before its connection is dropped.
 const SEND_PATIENCE: Duration = Duration::from_secs(2);
@@ -47,8 +47,8 @@ pub enum Endpoint {
 pub enum OnDisconnect {
     /// End.
     Exit,
-    /// Keep the memory and its lock, wait for another front-end.
-    Wait,
+    /// Keep the memory and its lock, wait for another front-end; no longer than this.
+    Wait(Option<Duration>),
 }
 
 /// Why serving ended.
@@ -124,8 +124,9 @@ pub struct EventLoop {
     epoll: Epoll,
     signals: SignalFd,
     listener: Option<UnixListener>,
-    versions: Versions,
     on_disconnect: OnDisconnect,
+    /// When we have waited long enough for another front-end.
+    alone_until: Option<Instant>,
     main: Option<Connection>,
     channels: BTreeMap<u32, Connection>,
     standard: Standard,
@@ -151,8 +152,8 @@ impl EventLoop {
             epoll,
             signals,
             listener: None,
-            versions,
             on_disconnect,
+            alone_until: None,
             main: None,
             channels: BTreeMap::new(),
             standard,
@@ -183,17 +184,17 @@ impl EventLoop {
             if let Some(ended) = self.ended {
                 return Ok(ended);
             }
-            let timeout = if self.control.is_reopening() {
-                EpollTimeout::from(LATE_PAUSE_MS)
-            } else {
-                EpollTimeout::NONE
-            };
+            let timeout = self.timeout();
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(os("epoll_wait")(e)),
             };
             self.control.poll_reopening();
+            if count == 0 && self.alone_until.is_some_and(|at| Instant::now() >= at) {
+                log::info!("no front-end came in time");
+                self.ended = Some(Ended::Disconnected);
+            }
             for event in &events[..count] {
                 if self.ended.is_some() {
                     break;
@@ -203,6 +204,19 @@ impl EventLoop {
                 }
             }
         }
+    }
+
+    /// Of the next wait for events.
+    fn timeout(&self) -> EpollTimeout {
+        if self.control.is_reopening() {
+            return EpollTimeout::from(LATE_PAUSE_MS);
+        }
+        let Some(at) = self.alone_until else {
+            return EpollTimeout::NONE;
+        };
+        // Rounded up; a limit beyond the type's is waited for in pieces.
+        let left = at.saturating_duration_since(Instant::now()).as_millis() + 1;
+        EpollTimeout::from(u16::try_from(left).unwrap_or(u16::MAX))
     }
 
     fn handle(&mut self, token: Token) -> Result<(), ServerError> {
@@ -241,6 +255,7 @@ impl EventLoop {
         let connection = Connection::new(stream.into());
         self.watch(&connection.socket, Token::Main)?;
         self.main = Some(connection);
+        self.alone_until = None;
         Ok(())
     }
 
@@ -249,9 +264,17 @@ impl EventLoop {
         self.main = None;
         let servers: Vec<u32> = self.channels.keys().copied().collect();
         servers.into_iter().for_each(|s| self.forget_channel(s));
-        if self.listener.is_none() || self.on_disconnect == OnDisconnect::Exit {
-            self.ended.get_or_insert(Ended::Disconnected);
-            return Ok(());
+        let limit = match self.on_disconnect {
+            OnDisconnect::Wait(limit) if self.listener.is_some() => limit,
+            _ => {
+                self.ended.get_or_insert(Ended::Disconnected);
+                return Ok(());
+            }
+        };
+        self.alone_until = limit.map(|limit| Instant::now() + limit);
+        // What a device has written so far is an event; the next VMM may come with other eventfds.
+        for (item, take) in self.irqfds.all() {
+            self.control.irqfd(&item, take);
         }
         log::info!("the front-end has gone, waiting for another");
         self.irqfds
@@ -259,11 +282,7 @@ impl EventLoop {
             .map_err(os("epoll_ctl"))?;
         self.control.vmm_left();
         self.standard.connection_ended()?;
-        self.standard.set_identity(identity::block(
-            &self.versions,
-            self.control.generation(),
-            self.control.phase(),
-        ));
+        self.identify();
         Ok(())
     }
 
@@ -511,16 +530,19 @@ impl EventLoop {
         }
     }
 
+    fn identify(&mut self) {
+        let control = &self.control;
+        let (generation, phase) = (control.generation(), control.phase());
+        let block = identity::block(control.versions(), generation, phase);
+        self.standard.set_identity(block);
+    }
+
     /// The executor or the phase may have changed.
     fn after_request(&mut self) -> Result<(), ServerError> {
         self.irqfds
             .watch(&self.epoll, self.control.executes())
             .map_err(os("epoll_ctl"))?;
-        self.standard.set_identity(identity::block(
-            &self.versions,
-            self.control.generation(),
-            self.control.phase(),
-        ));
+        self.identify();
         Ok(())
     }
 
