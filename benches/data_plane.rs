@@ -53,8 +53,8 @@ fn rig(sources: u32, mode: Mode, compat: Compat) -> Rig {
         sources: machine.sources.min(1 << 20),
         ..machine
     };
-    let memory =
-        SharedMemory::create(machine, &papr_intc::versions::Versions::OWN).expect("a memfd");
+    let memory = SharedMemory::create(machine, &papr_intc_protocol::Versions::current("bench"))
+        .expect("a memfd");
     let ram = Ram((0..0x4000).map(|_| AtomicU32::new(0)).collect());
     let plane = Plane::new(memory.storage.clone(), ram, machine).expect("a machine");
     let state = State {

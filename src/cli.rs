@@ -2,6 +2,7 @@
 //! `--fd`, `--print-capabilities`, one line on stderr and an exit code when something is wrong.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
@@ -19,6 +20,9 @@ pub mod exit {
     /// The socket or descriptor cannot be used.
     pub const ENDPOINT: u8 = 3;
 }
+
+/// Longest limit of `--on-disconnect wait=SECONDS`: a year.
+const MAX_WAIT: u64 = 365 * 24 * 3600;
 
 /// An sPAPR (pseries) interrupt controller, XICS and XIVE, for one guest.
 #[derive(Debug, Parser)]
@@ -53,9 +57,9 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL")]
     pub compat: Option<CliCompat>,
 
-    /// When the front-end has gone: end, or keep the memory and wait for another [default: exit]
-    #[arg(long, value_name = "WHAT")]
-    pub on_disconnect: Option<CliOnDisconnect>,
+    /// When the front-end has gone: exit, or keep the memory and wait[=SECONDS] for another [default: exit]
+    #[arg(long, value_name = "WHAT", value_parser = parse_on_disconnect)]
+    pub on_disconnect: Option<OnDisconnect>,
 
     /// What to log to stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
@@ -84,13 +88,19 @@ pub enum CliCompat {
     Qemu72,
 }
 
-/// `--on-disconnect`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum CliOnDisconnect {
-    /// End
-    Exit,
-    /// Wait for another front-end
-    Wait,
+/// `--on-disconnect`: `exit`, `wait` or `wait=SECONDS`.
+fn parse_on_disconnect(text: &str) -> Result<OnDisconnect, String> {
+    match text.split_once('=') {
+        None if text == "exit" => Ok(OnDisconnect::Exit),
+        None if text == "wait" => Ok(OnDisconnect::Wait(None)),
+        Some(("wait", seconds)) => match seconds.parse() {
+            Ok(n @ 1..=MAX_WAIT) => Ok(OnDisconnect::Wait(Some(Duration::from_secs(n)))),
+            _ => Err(format!(
+                "{seconds:?} is no number of seconds from 1 to {MAX_WAIT}"
+            )),
+        },
+        _ => Err("exit, wait or wait=SECONDS".to_owned()),
+    }
 }
 
 impl Args {
@@ -113,9 +123,31 @@ impl Args {
 
     /// What to do when the front-end has gone.
     pub fn on_disconnect(&self) -> OnDisconnect {
-        match self.on_disconnect {
-            Some(CliOnDisconnect::Wait) => OnDisconnect::Wait,
-            Some(CliOnDisconnect::Exit) | None => OnDisconnect::Exit,
+        self.on_disconnect.unwrap_or(OnDisconnect::Exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_has_a_limit_or_none() {
+        let wait = |seconds| OnDisconnect::Wait(Some(Duration::from_secs(seconds)));
+        assert_eq!(parse_on_disconnect("exit"), Ok(OnDisconnect::Exit));
+        assert_eq!(parse_on_disconnect("wait"), Ok(OnDisconnect::Wait(None)));
+        assert_eq!(parse_on_disconnect("wait=1"), Ok(wait(1)));
+        assert_eq!(parse_on_disconnect("wait=31536000"), Ok(wait(31_536_000)));
+        for bad in [
+            "",
+            "wait=",
+            "wait=0",
+            "wait=-1",
+            "wait=31536001",
+            "exit=1",
+            "wait=1s",
+        ] {
+            assert!(parse_on_disconnect(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,4 +1,6 @@
-//! What a daemon's `main` does: parse, log, signals, limits, endpoint, serve. It never exits by itself.
+//! A daemon from its command line to its exit code: log, signals, limits, endpoint, serve.
+//!
+//! What a binary adds is its [`Versions`] and its name; the only exit is the end of its `main`.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -10,27 +12,28 @@ use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use papr_intc_protocol::Versions;
 
 use crate::cli::{Args, exit};
 use crate::server::endpoint;
 use crate::server::event_loop::{Endpoint, EventLoop};
 use crate::server::identity;
-use crate::versions::Versions;
 
-/// Runs the daemon of these versions, by the command line of this process.
-pub fn main(versions: Versions) -> ExitCode {
-    main_with(versions, std::env::args_os())
+/// The command line `args`, the program's name first; or the exit code after what clap or one line on
+/// stderr has said.
+pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
+    match A::try_parse_from(args) {
+        Ok(args) => Ok(args),
+        Err(e) if !e.use_stderr() => e.exit(),
+        Err(e) => Err(failed(exit::USAGE, &one_line(&e.to_string()))),
+    }
 }
 
-/// Runs the daemon of these versions by this command line, the program's name first.
-pub fn main_with(versions: Versions, args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(e) if !e.use_stderr() => e.exit(),
-        Err(e) => return failed(exit::USAGE, &one_line(&e.to_string())),
-    };
+/// Does what the command line says, as a daemon of these versions.
+pub fn main(args: &Args, versions: Versions) -> ExitCode {
     if args.print_capabilities {
-        return match writeln!(std::io::stdout(), "{:#}", identity::capabilities(&versions)) {
+        let capabilities = identity::capabilities(&versions);
+        return match writeln!(std::io::stdout(), "{capabilities:#}") {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => failed(exit::FAILURE, &format!("stdout: {e}")),
         };
@@ -41,7 +44,7 @@ pub fn main_with(versions: Versions, args: impl IntoIterator<Item = OsString>) -
         .format_timestamp_millis()
         .init();
     log::set_max_level(args.log_level);
-    match run(&args, versions) {
+    match run(args, versions) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, line)) => failed(code, &line),
     }

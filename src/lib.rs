@@ -4,7 +4,8 @@
 //! [`memory`], [`papr`] knows what firmware and guest see of the choice between the controllers.
 //! The data plane is in the crate `papr-intc-protocol`, where VMMs find it too.
 //!
-//! [`cli`] is the command line; [`daemon`] puts the parts together; [`versions`] says which daemon it is.
+//! [`cli`] is the command line; [`daemon`] puts the parts together, for `main.rs` and for any other binary
+//! with versions of its own.
 
 // A panic on outside input is a defect of ours; an invariant is stated by `expect`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -15,4 +16,6 @@ pub mod daemon;
 pub mod memory;
 pub mod papr;
 pub mod server;
-pub mod versions;
+
+/// Name and version, for people.
+pub const BUILD: &str = concat!("papr-intc ", env!("CARGO_PKG_VERSION"));

@@ -13,7 +13,9 @@ mod trap;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use papr_intc::versions::Versions;
+use papr_intc::cli::Args;
+use papr_intc::{BUILD, daemon};
+use papr_intc_protocol::Versions;
 
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
@@ -22,6 +24,8 @@ fn main() -> ExitCode {
         eprintln!("crash_daemon: --crash FILE is expected last");
         return ExitCode::from(2);
     }
+    // A test that is interrupted leaves nothing standing still.
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     if let Err(e) = control::open(path.as_ref()).and_then(|()| trap::install()) {
         eprintln!("crash_daemon: {e}");
         return ExitCode::from(2);
@@ -29,5 +33,8 @@ fn main() -> ExitCode {
     papr_intc_protocol::layout::probe::install(|address| {
         control::point(control::Point::Write(address));
     });
-    papr_intc::daemon::main_with(Versions::OWN, args)
+    match daemon::parse::<Args>(args) {
+        Ok(args) => daemon::main(&args, Versions::current(BUILD)),
+        Err(code) => code,
+    }
 }

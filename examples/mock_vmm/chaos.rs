@@ -70,6 +70,13 @@ impl FromStr for Rates {
     }
 }
 
+impl Rates {
+    /// This is one of them.
+    pub fn has(&self, what: What) -> bool {
+        self.0.iter().any(|(w, hz)| *w == what && *hz > 0.0)
+    }
+}
+
 /// Something that happened.
 #[derive(Clone, Copy, Debug)]
 pub struct Outage {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use papr_intc_protocol::layout::{Compat, IcMode};
 
-use crate::chaos::Rates;
+use crate::chaos::{Rates, What};
 use crate::device_process::ChildArguments;
 
 /// Runs a mock pseries guest on a real papr-intc daemon, kills the daemon meanwhile, and counts
@@ -84,6 +84,12 @@ impl Options {
     /// How many kills at seeded moments.
     pub fn seeded_kills(&self) -> u32 {
         self.kills.unwrap_or(1)
+    }
+
+    /// The daemon is replaced by the next release's.
+    pub fn upgrades(&self) -> bool {
+        let chaos = self.chaos.as_ref();
+        chaos.is_some_and(|rates| rates.has(What::Upgrade))
     }
 
     /// What the device process is to do, if this is one.

@@ -1,25 +1,52 @@
-//! A daemon of the next release, for tests of upgrade and roll-back: the code of this one, with other
-//! numbers. It speaks one protocol more, has another plane ABI (so that it asks front-ends of this
-//! release to leave the data plane to it), and marks the memory with a compat flag. With
-//! `PAPR_INTC_NEXT=incompat` it also marks it with an incompat flag, after which this release must refuse
-//! the memory. Takes the arguments of `papr-intc`.
+//! The daemon of "the next version", for tests of upgrade and roll back: the same code as papr-intc, with
+//! other numbers.
+//!
+//! | number | here | what follows |
+//! |---|---|---|
+//! | protocol | N to N + 1 | HELLO chooses N with a front-end of today |
+//! | plane ABI | N + 1, goes on with memory of N | DEMOTE to a front-end of today: remote mode |
+//! | compat flag bit 63 | set in every memory that it serves | a daemon of today does not mind |
+//! | incompat flag bit 63 | known, set with `--use-next` | a daemon of today refuses the memory from then on |
+//!
+//! No message and no bit means anything else than in papr-intc: what is new is that the numbers differ.
 
 use std::process::ExitCode;
 
-use papr_intc::versions::Versions;
+use clap::Parser;
+use papr_intc::cli::Args;
+use papr_intc::daemon;
+use papr_intc_protocol::Versions;
 
-/// A flag that this release does not know.
-const NEXT: u64 = 1 << 63;
+/// The flag that this version adds to the header: as far from those of real versions as it gets.
+const NEXT_FLAG: u64 = 1 << 63;
+
+/// papr-intc with the numbers of a next version, for tests.
+#[derive(Debug, Parser)]
+#[command(name = "next_daemon", version)]
+struct NextArgs {
+    #[command(flatten)]
+    args: Args,
+
+    /// Use what the incompat flag stands for: older daemons refuse the memory from then on
+    #[arg(long)]
+    use_next: bool,
+}
+
+fn versions(use_next: bool) -> Versions {
+    let now = Versions::current("papr-intc next");
+    Versions {
+        protocol_max: now.protocol_max + 1,
+        plane: now.plane + 1,
+        compat_flags: now.compat_flags | NEXT_FLAG,
+        incompat_known: now.incompat_known | NEXT_FLAG,
+        incompat_used: if use_next { NEXT_FLAG } else { 0 },
+        ..now
+    }
+}
 
 fn main() -> ExitCode {
-    let own = Versions::OWN;
-    let incompat = std::env::var("PAPR_INTC_NEXT").is_ok_and(|v| v == "incompat");
-    papr_intc::daemon::main(Versions {
-        protocol_max: own.protocol_max + 1,
-        plane: own.plane + 1,
-        compat_flags: NEXT,
-        incompat_flags: if incompat { NEXT } else { 0 },
-        text: "papr-intc next (for tests)",
-        ..own
-    })
+    match daemon::parse::<NextArgs>(std::env::args_os()) {
+        Ok(next) => daemon::main(&next.args, versions(next.use_next)),
+        Err(code) => code,
+    }
 }

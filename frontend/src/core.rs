@@ -118,12 +118,27 @@ pub(crate) struct Topology {
     pub wanted: Executor,
     /// Who does: the same, but for a daemon that asked for demotion.
     pub executor: Executor,
+    /// The daemon asked for it: only another daemon can promote.
+    pub demoted: bool,
+    /// The first daemon held the memory of a VMM before this one.
+    pub adopted: bool,
     /// QUIESCEs of the VMM that are in force.
     pub quiesced: u64,
     /// Who reads the irqfds, from the moment they were handed over.
     pub irqfds_at: Executor,
     /// The shared memory; none before the first handshake.
     pub shm: Option<Shm>,
+}
+
+impl Topology {
+    /// The daemon lets `by` execute.
+    pub fn check_executor(&self, by: Option<Executor>) -> Result<(), Error> {
+        if self.demoted && by == Some(Executor::FrontEnd) {
+            let what = "it runs another plane ABI and asked for remote mode";
+            return Err(Error::Unfit(what.to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// A wait for the gate so far.
@@ -171,6 +186,8 @@ impl Core {
             topology: Mutex::new(Topology {
                 wanted: executor,
                 executor,
+                demoted: false,
+                adopted: false,
                 quiesced: 0,
                 irqfds_at: executor,
                 shm: None,

@@ -14,7 +14,6 @@ use papr_intc_protocol::wire::machine::{Quiesce, Resume};
 use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
 use papr_intc_protocol::wire::vcpu::{VcpuChannel, VcpuConnect, WATCH};
 use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, MAX_FDS, Request, Text, Wire, flag};
-use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
@@ -22,7 +21,7 @@ use crate::connection::Connection;
 use crate::core::{Core, Topology};
 use crate::error::Error;
 use crate::event::Event;
-use crate::shm::Shm;
+use crate::shm::{OWN, Shm};
 use crate::vcpu::VcpuState;
 
 /// Bit 32: every vhost-user device of today.
@@ -34,6 +33,8 @@ type Opened = (Arc<VcpuState>, Arc<Connection>);
 /// What the first half of a handshake found.
 pub(crate) struct Introduced {
     verdict: u32,
+    /// Generation of the memory that the daemon holds, 0 if none.
+    held: u64,
 }
 
 /// What a handshake achieved.
@@ -79,8 +80,10 @@ pub(crate) fn introduce(
     if core.options.machine.ram_shared {
         shake.mem_table()?;
     }
-    let verdict = hello.verdict;
-    Ok(Introduced { verdict })
+    Ok(Introduced {
+        verdict: hello.verdict,
+        held: hello.generation,
+    })
 }
 
 /// CHECK_SHM: would this daemon take the memory over?
@@ -115,10 +118,12 @@ pub(crate) fn establish(
     let shake = Handshake { core, connection };
     let before = topology.executor;
     // A daemon that distrusts the front-end's plane is obeyed, for as long as it serves.
-    topology.executor = match introduced.verdict {
-        verdict::DEMOTE => Executor::Daemon,
-        _ => topology.wanted,
+    topology.demoted = introduced.verdict == verdict::DEMOTE;
+    topology.executor = match topology.demoted {
+        true => Executor::Daemon,
+        false => topology.wanted,
     };
+    topology.adopted |= topology.shm.is_none() && introduced.held != 0;
     shake.memory(topology)?;
     let channels = shake.vcpus()?;
     let watch = shake.watch()?;
@@ -206,21 +211,24 @@ impl Handshake<'_> {
     fn hello(&self, topology: &Topology) -> Result<HelloReply, Error> {
         let maps = topology.wanted == Executor::FrontEnd;
         let request = Hello {
-            protocol_min: PROTOCOL_VERSION,
-            protocol_max: PROTOCOL_VERSION,
-            layout_min: LAYOUT_VERSION,
-            layout_max: LAYOUT_VERSION,
-            plane_abi: if maps { PLANE_ABI } else { 0 },
+            protocol_min: OWN.protocol_min,
+            protocol_max: OWN.protocol_max,
+            layout_min: OWN.layout,
+            layout_max: OWN.layout,
+            plane_abi: if maps { OWN.plane } else { 0 },
             zero: 0,
             features: 0,
             generation: topology.shm.as_ref().map_or(0, Shm::generation),
             name: Text(self.core.options.name.clone()),
         };
         let (hello, _) = self.ask(&request, &[])?;
-        if (hello.protocol, hello.layout) != (PROTOCOL_VERSION, LAYOUT_VERSION) {
+        let spoken = OWN
+            .common_protocol(hello.protocol, hello.protocol)
+            .is_some();
+        if !spoken || hello.layout != OWN.layout {
             return Err(Error::Unfit(format!(
-                "it chose protocol {} and layout {}; this front-end has {PROTOCOL_VERSION} and {LAYOUT_VERSION}",
-                hello.protocol, hello.layout
+                "it chose protocol {} and layout {}; this front-end has {} to {} and {}",
+                hello.protocol, hello.layout, OWN.protocol_min, OWN.protocol_max, OWN.layout
             )));
         }
         log::debug!("papr-intc {}, state {}", hello.version.0, hello.state);
@@ -251,22 +259,25 @@ impl Handshake<'_> {
         )
     }
 
-    /// The first daemon hands out the memory; every later one is handed it.
+    /// The first daemon hands out the memory, new or that of a VMM before us; every later one is handed it.
     fn memory(&self, topology: &mut Topology) -> Result<(), Error> {
-        let maps = topology.executor == Executor::FrontEnd || self.core.options.forward_all;
-        if let Some(shm) = &topology.shm {
-            self.ask(&shm.request(), &[shm.memfd.as_fd()])?;
-            if maps {
-                self.core.ensure_mapped(shm)?;
+        let core = self.core;
+        let shm = match &topology.shm {
+            Some(shm) => {
+                self.ask(&shm.request(), &[shm.memfd.as_fd()])?;
+                shm
             }
-            return Ok(());
-        }
-        let (info, fds) = self.ask(&GetShm {}, &[])?;
-        let shm = topology
-            .shm
-            .insert(Shm::accept(&info, fds, &self.core.geometry)?);
-        if maps {
-            self.core.ensure_mapped(shm)?;
+            None => {
+                let (info, fds) = self.ask(&GetShm {}, &[])?;
+                let shm = Shm::accept(&info, fds, &core.geometry)?;
+                // Who hands it out holds its lock: all that held it before are dead.
+                core.bury(shm.generation().saturating_sub(1));
+                topology.shm.insert(shm)
+            }
+        };
+        if topology.executor == Executor::FrontEnd || core.options.forward_all {
+            shm.check()?;
+            core.ensure_mapped(shm)?;
         }
         Ok(())
     }
@@ -349,7 +360,7 @@ impl Handshake<'_> {
         // A QUIESCE of an earlier handshake, cut by the end of its daemon.
         let depth = || topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
         for _ in topology.quiesced..depth() {
-            self.resume(executor::KEEP)?;
+            self.resume(executor_code(to))?;
         }
         if to == Executor::FrontEnd {
             core.intake.unpause()?;

@@ -10,7 +10,7 @@ use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::wire::guest::GetFdt;
-use papr_intc_protocol::wire::handshake::{Query, executor};
+use papr_intc_protocol::wire::handshake::Query;
 use papr_intc_protocol::wire::machine::{MachineReset, Quiesce, Resume, reset_flag};
 use papr_intc_protocol::wire::source::{Claim, ClearIrqfds, Free, Sync};
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
@@ -37,6 +37,9 @@ use crate::vcpu::{Vcpu, VcpuState};
 /// A running interrupt controller. Clones are the same one; when the last is gone, it is shut down.
 #[derive(Clone)]
 pub struct Intc(Arc<Handle>);
+
+/// How long a change of executor waits for threads inside a transition.
+const TURN_LIMIT: Duration = Duration::from_secs(1);
 
 /// Owns the threads, which own the core.
 struct Handle {
@@ -75,6 +78,9 @@ impl Intc {
     /// Starts a daemon and shakes hands. `kick(server)` is called when the line of a vCPU may have
     /// changed: make its thread leave the guest or its halt and look at [`Vcpu::pending`]. It is called
     /// on any thread, with no lock of this crate held that [`Vcpu::pending`] needs, and must not block.
+    ///
+    /// A daemon that somebody else started may have served a VMM that is dead by now
+    /// (`--on-disconnect wait`): this one takes its guest over, see [`adopted`](Self::adopted).
     ///
     /// # Errors
     /// Whatever keeps the first daemon from serving.
@@ -144,6 +150,42 @@ impl Intc {
         }
         // Dropped unanswered: nothing is done any more.
         result.recv().unwrap_or(Err(Error::ShutDown))
+    }
+
+    /// Remote mode from now on: the daemon runs the data plane, irqfds included. For a VMM that has
+    /// learnt of a defect in the plane that it is linked with.
+    ///
+    /// # Errors
+    /// As [`quiesce`](Self::quiesce) and [`resume`](Self::resume); then the mode is as before.
+    pub fn demote(&self) -> Result<(), Error> {
+        self.run_by(Executor::Daemon)
+    }
+
+    /// Mapped mode from now on.
+    ///
+    /// # Errors
+    /// As [`demote`](Self::demote); [`Error::Unfit`] if the daemon itself asked for remote mode.
+    pub fn promote(&self) -> Result<(), Error> {
+        self.run_by(Executor::FrontEnd)
+    }
+
+    fn run_by(&self, executor: Executor) -> Result<(), Error> {
+        self.quiesce(TURN_LIMIT)?;
+        self.resume(Some(executor)).or_else(|e| {
+            self.resume(None)?;
+            Err(e)
+        })
+    }
+
+    /// Who runs the data plane at present.
+    pub fn executor(&self) -> Executor {
+        lock(&self.core().topology).executor
+    }
+
+    /// The daemon held the memory of an earlier VMM when this one came: the guest goes on with its claims,
+    /// routings and pending interrupts. Otherwise they are as after power-on.
+    pub fn adopted(&self) -> bool {
+        lock(&self.core().topology).adopted
     }
 
     /// As [`Vcpu::set_cancelled`], for the calls of this handle and for triggers.
@@ -266,13 +308,11 @@ impl Intc {
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let _one = lock(&self.0.quiescing);
         let depth = self.quiesce_depth();
-        self.reach_depth(
-            depth + 1,
-            &Quiesce {
-                deadline_ms,
-                zero: 0,
-            },
-        )
+        let request = Quiesce {
+            deadline_ms,
+            zero: 0,
+        };
+        self.reach_depth(depth + 1, |_| Ok(request.clone()))
     }
 
     /// Undoes one quiesce; the last one replays what was recorded, under `by` as executor if given:
@@ -287,35 +327,31 @@ impl Intc {
             let what = "only the last resume can change the executor";
             return Err(Error::Invalid(what.to_owned()));
         }
-        let before = {
-            let mut topology = lock(&self.core().topology);
-            topology.wanted = by.unwrap_or(topology.wanted);
-            topology.executor
+        let core = self.core();
+        let (before, wanted) = {
+            let topology = lock(&core.topology);
+            (topology.executor, topology.wanted)
         };
-        let after = by.unwrap_or(before);
-        self.hand_over(after)?;
-        let resumed = self.reach_depth(
-            depth,
-            &Resume {
-                executor: by.map_or(executor::KEEP, executor_code),
-                zero: 0,
-            },
-        );
-        let settled = match &resumed {
-            Ok(()) => after,
-            Err(_) => {
-                // As if nothing had been asked.
-                if by.is_some() {
-                    lock(&self.core().topology).wanted = before;
-                }
-                self.hand_over(before)?;
-                before
-            }
+        let request = |topology: &Topology| {
+            topology.check_executor(by)?;
+            // Another daemon may have turned the machine meanwhile, which this one completes.
+            let executor = executor_code(by.unwrap_or(topology.executor));
+            Ok(Resume { executor, zero: 0 })
         };
-        if settled == Executor::FrontEnd {
-            self.core().intake.unpause()?;
+        let handed = by.map_or(Ok(()), |to| {
+            lock(&core.topology).wanted = to;
+            self.hand_over(to)
+        });
+        let resumed = handed.and_then(|()| self.reach_depth(depth, request));
+        if resumed.is_err() && by.is_some() {
+            // As if nothing had been asked.
+            lock(&core.topology).wanted = wanted;
+            self.hand_over(before)?;
         }
-        self.core().kick_all();
+        if self.executor() == Executor::FrontEnd {
+            core.intake.unpause()?;
+        }
+        core.kick_all();
         resumed
     }
 
@@ -326,11 +362,16 @@ impl Intc {
 
     /// Sends QUIESCE or RESUME until the header has the depth that it leads to. A daemon that died with
     /// the request may have executed it: the header tells, and another run would count twice.
-    fn reach_depth<R: Request>(&self, depth: u64, request: &R) -> Result<(), Error> {
+    fn reach_depth<R: Request>(
+        &self,
+        depth: u64,
+        request: impl Fn(&Topology) -> Result<R, Error>,
+    ) -> Result<(), Error> {
         in_one_session(self.core(), |topology| {
+            let request = request(topology)?;
             let now = topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
             if now != depth {
-                self.core().ask_session(request, &[])?;
+                self.core().ask_session(&request, &[])?;
             }
             topology.quiesced = depth;
             Ok(())
@@ -346,6 +387,7 @@ impl Intc {
             core.ensure_mapped(shm)?;
         }
         in_one_session(core, |topology| {
+            topology.check_executor(Some(to))?;
             // From here on a new daemon is started so. The gate is latched: nobody executes yet.
             topology.executor = to;
             core.set_remote(to == Executor::Daemon);

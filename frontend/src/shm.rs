@@ -5,13 +5,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use papr_intc_protocol::LAYOUT_VERSION;
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::header::{self, Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::layout::{Geometry, Machine, Table};
 use papr_intc_protocol::wire::handshake::{SetShm, ShmInfo};
 
 use crate::error::Error;
+
+/// The versions of this front-end.
+pub(crate) const OWN: Versions =
+    Versions::current(concat!("papr-intc-frontend ", env!("CARGO_PKG_VERSION")));
 
 /// The memfd that outlives daemons.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ impl Shm {
     /// As SET_SHM hands it back.
     pub fn request(&self) -> SetShm {
         SetShm {
-            layout: u32::from(LAYOUT_VERSION),
+            layout: u32::from(OWN.layout),
             zero: 0,
             generation: self.generation(),
             size: self.size,
@@ -75,6 +79,17 @@ impl Shm {
                 0
             }
         }
+    }
+
+    /// This front-end can run its plane on it, as far as its header says now: a later daemon may have
+    /// raised a flag.
+    pub fn check(&self) -> Result<(), Error> {
+        let (versions, incompat) = (
+            self.header(word::VERSIONS),
+            self.header(word::INCOMPAT_FLAGS),
+        );
+        OWN.check_memory(versions, incompat)
+            .map_err(|e| Error::Memory(e.to_string()))
     }
 
     /// Generation of the last daemon that took it, even if that one died before it could say so.
@@ -102,7 +117,7 @@ pub(crate) fn map(
 ) -> Result<MappedStorage, Error> {
     let bad = |what: String| Error::Memory(what);
     let storage = MappedStorage::map(&shm.memfd, geometry).map_err(|e| bad(e.to_string()))?;
-    header::check(&storage, 0).map_err(|e| bad(e.to_string()))?;
+    header::check(&storage, &OWN).map_err(|e| bad(e.to_string()))?;
     match Machine::read(&storage) {
         None => Err(bad("its machine is damaged".to_owned())),
         Some(found) => match machine.difference(&found) {

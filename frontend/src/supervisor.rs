@@ -30,6 +30,10 @@ use crate::watch::{Over, watch};
 /// How long a daemon may take to end by itself.
 pub(crate) const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long a daemon that turns the VMM away is asked again, and how often.
+const ENGAGED_LIMIT: Duration = Duration::from_secs(1);
+const ENGAGED_PAUSE: Duration = Duration::from_millis(1);
+
 /// A daemon that serves.
 pub(crate) struct Session {
     pub number: u64,
@@ -54,6 +58,8 @@ pub(crate) struct Failed {
 pub(crate) struct Supervisor {
     pub core: Arc<Core>,
     pub launcher: Launcher,
+    /// What served before the last upgrade: tried once if the new one cannot be started any more.
+    pub previous: Option<Launcher>,
     pub backoff: Backoff,
     /// Of the last session.
     pub number: u64,
@@ -64,12 +70,22 @@ pub(crate) fn start(core: Arc<Core>, launcher: Launcher) -> Result<(Supervisor, 
     let mut supervisor = Supervisor {
         core,
         launcher,
+        previous: None,
         backoff: Backoff::default(),
         number: 0,
     };
-    match supervisor.try_start(false) {
-        Ok(session) => Ok((supervisor, session)),
-        Err(failed) => Err(failed.error),
+    let begun = Instant::now();
+    loop {
+        match supervisor.try_start(false) {
+            Ok(session) => return Ok((supervisor, session)),
+            // It serves another VMM: one that is dead, whose end it has not noticed yet?
+            Err(Failed {
+                error: Error::Lost, ..
+            }) if supervisor.launcher.is_foreign() && begun.elapsed() < ENGAGED_LIMIT => {
+                std::thread::sleep(ENGAGED_PAUSE);
+            }
+            Err(failed) => return Err(failed.error),
+        }
     }
 }
 
@@ -131,13 +147,13 @@ impl Supervisor {
 
     /// Starts daemons until one serves. `None`: stopped, or given up.
     pub fn restart(&mut self) -> Option<Session> {
-        let mut earlier = false;
+        let mut attempt = 0;
         loop {
             if pause(&self.core, self.backoff.delay()) {
                 self.core.shut(&Shut::ShutDown);
                 return None;
             }
-            let failed = match self.try_start(earlier) {
+            let failed = match self.try_any(attempt) {
                 Ok(session) => return Some(session),
                 Err(failed) => failed,
             };
@@ -149,9 +165,28 @@ impl Supervisor {
             if self.backoff.gives_up() {
                 return self.give_up(&failed.error);
             }
-            // The file may have been replaced by one that does not fit: in turns with what has served.
-            earlier = !earlier;
+            attempt += 1;
         }
+    }
+
+    /// The file may have been replaced by one that does not fit: in turns with what has served, by the
+    /// same launcher and by the one before the last upgrade.
+    fn try_any(&mut self, attempt: u32) -> Result<Session, Failed> {
+        let previous = match attempt % 3 {
+            2 => self.previous.take(),
+            _ => None,
+        };
+        let Some(previous) = previous else {
+            return self.try_start(attempt % 3 == 1);
+        };
+        log::warn!("trying what served before the last upgrade");
+        let newer = std::mem::replace(&mut self.launcher, previous);
+        let tried = self.try_start(true);
+        if let Err(failed) = &tried {
+            let older = std::mem::replace(&mut self.launcher, newer);
+            self.previous = failed.excused.then_some(older);
+        }
+        tried
     }
 
     fn give_up(&self, error: &Error) -> Option<Session> {
@@ -210,6 +245,14 @@ impl Supervisor {
             }
             Err(error) => {
                 connection.close();
+                if self.launcher.is_foreign() && lock(&core.topology).shm.is_none() {
+                    // It may hold another guest's memory, or serve another VMM: not ours to kill.
+                    return Err(Failed {
+                        slow: false,
+                        excused: true,
+                        error,
+                    });
+                }
                 let ended = self.fence(&mut process);
                 let locked = matches!(&error, Error::Refused { request, errno, .. }
                     if *request == SetShm::NAME && *errno == Errno::EBUSY as i32);

@@ -85,6 +85,7 @@ impl Supervisor {
         let before = std::mem::replace(&mut self.launcher, launcher);
         match self.settle(process, stream, |_, _| Ok(introduced)) {
             Ok(session) => {
+                self.previous = Some(before);
                 let upgraded = self.served(&session, since.elapsed());
                 (Some(session), Ok(upgraded))
             }

@@ -5,6 +5,7 @@
 //! | [`wire`] | the messages on the socket |
 //! | [`layout`] | the words in shared memory and where they are |
 //! | [`plane`] | the transitions on those words: XIVE and XICS, run by the VMM's threads or by the daemon |
+//! | [`versions`] | what builds compare before they work together |
 //! | [`papr`] | hcall and RTAS numbers, and the calls that any executor can run |
 //!
 //! `SPEC.md` beside this crate is the text of the same agreement. No I/O happens here, and nothing
@@ -16,7 +17,10 @@
 pub mod layout;
 pub mod papr;
 pub mod plane;
+pub mod versions;
 pub mod wire;
+
+pub use versions::Versions;
 
 /// Version of the messages (SPEC.md chapter 1). Negotiated by HELLO.
 pub const PROTOCOL_VERSION: u16 = 1;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
 use papr_intc_protocol::layout::words::{cursor, source};
@@ -34,20 +35,20 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn hello(&mut self, hello: &Hello) -> Result<HelloReply, Refused> {
-        let v = self.versions;
-        let refuse = |what, own_min, own_max, min, max| {
-            Refused::Version(format!(
-                "this daemon speaks {what} {own_min} to {own_max}, the front-end {min} to {max}"
-            ))
+        let v = &self.versions;
+        let refused = |what: &str, min: u16, max: u16, ours: String| {
+            let text = format!("this daemon speaks {what} {ours}, the front-end {min} to {max}");
+            Refused::Version(text)
         };
         let (min, max) = (hello.protocol_min, hello.protocol_max);
-        let protocol = v
-            .protocol(min, max)
-            .ok_or_else(|| refuse("protocol", v.protocol_min, v.protocol_max, min, max))?;
-        let (min, max, layout) = (hello.layout_min, hello.layout_max, v.layout);
-        if !(min..=max).contains(&layout) {
-            return Err(refuse("layout", layout, layout, min, max));
-        }
+        let protocol = v.common_protocol(min, max).ok_or_else(|| {
+            let ours = format!("{} to {}", v.protocol_min, v.protocol_max);
+            refused("protocol", min, max, ours)
+        })?;
+        let (min, max) = (hello.layout_min, hello.layout_max);
+        let layout = v
+            .common_layout(min, max)
+            .ok_or_else(|| refused("layout", min, max, v.layout.to_string()))?;
         let maps = hello.plane_abi == v.plane || hello.plane_abi == 0;
         log::info!(
             "front-end {:?} connected, plane ABI {}",
@@ -65,7 +66,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             max_servers: MAX_SERVERS,
             state: self.phase(),
             generation: self.generation(),
-            version: Text(v.text.into()),
+            version: Text(v.build.into()),
         })
     }
 
@@ -130,7 +131,7 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     /// SET_SHM: take over what a dead predecessor left, or what we hold already.
     pub(super) fn set_shm(&mut self, set: &SetShm, fd: OwnedFd) -> Result<SetShmReply, Refused> {
-        check_layout(set, self.versions.layout)?;
+        self.check_layout(set)?;
         if let Some(core) = &self.core {
             if !same_file(&fd, core.memory.file())? {
                 return Err(Refused::Phase("this daemon holds another memory"));
@@ -154,7 +155,8 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     pub(super) fn check_shm(&self, check: &CheckShm, fd: OwnedFd) -> CheckShmReply {
-        let verdict = check_layout(&check.shm, self.versions.layout)
+        let verdict = self
+            .check_layout(&check.shm)
             .and_then(|()| Ok(SharedMemory::check(fd, said(&check.shm), &self.versions)?))
             .and_then(|machine| self.check_machine(&machine));
         match verdict {
@@ -167,6 +169,15 @@ impl<M: QueueMemory + Clone> Control<M> {
                 text: Text(e.to_string()),
             },
         }
+    }
+
+    fn check_layout(&self, set: &SetShm) -> Result<(), Refused> {
+        let own = self.versions.layout;
+        if set.layout == u32::from(own) {
+            return Ok(());
+        }
+        let text = format!("the memory has layout {}, this daemon {own}", set.layout);
+        Err(Refused::Version(text))
     }
 
     fn core_on(&self, memory: SharedMemory) -> Result<Core<M>, Refused> {
@@ -187,7 +198,9 @@ impl<M: QueueMemory + Clone> Control<M> {
         if self.bereaved {
             core.bury_front_end();
         }
+        core.distrust();
         let (redone, in_doubt) = core.recover();
+        core.raise_flags(&self.versions);
         let gate = if core.depth() == 0 {
             Gate::Open
         } else {
@@ -250,6 +263,19 @@ impl<M: QueueMemory> Core<M> {
             executor,
             cas_xive: false,
         });
+    }
+
+    /// What this build does to the memory from now on, for those who take it over.
+    fn raise_flags(&self, versions: &Versions) {
+        for (w, flags) in [
+            (word::COMPAT_FLAGS, versions.compat_flags),
+            (word::INCOMPAT_FLAGS, versions.incompat_used),
+        ] {
+            let raised = self.memory.header(w);
+            if flags & !raised != 0 {
+                self.memory.set_header(w, raised | flags);
+            }
+        }
     }
 
     /// Finishes what a dead predecessor had under way. Returns how many operations were redone and
@@ -376,14 +402,6 @@ fn said(set: &SetShm) -> Said {
         generation: set.generation,
         size: set.size,
     }
-}
-
-fn check_layout(set: &SetShm, own: u16) -> Result<(), Refused> {
-    if set.layout == u32::from(own) {
-        return Ok(());
-    }
-    let text = format!("the memory has layout {}, this daemon {own}", set.layout);
-    Err(Refused::Version(text))
 }
 
 fn same_file(fd: &OwnedFd, file: &File) -> Result<bool, Refused> {

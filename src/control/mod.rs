@@ -8,6 +8,7 @@
 //! * [`sources`]: claims in both controllers. [`claims`]: the allocator.
 //! * [`vcpus`]: connecting, resetting.
 //! * [`descriptors`]: what a descriptor must be before we use it.
+//! * `distrust`: recovery after several starts that failed.
 //! * [`exact`]: operations of an executing daemon happen once or not at all.
 //! * [`journal`]: what a successor needs. [`host`]: the daemon as an executor of transitions.
 //! * [`query`]: state for people.
@@ -15,6 +16,7 @@
 pub mod barrier;
 pub mod claims;
 pub mod descriptors;
+mod distrust;
 pub mod error;
 pub mod exact;
 pub mod guest;
@@ -30,6 +32,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::{Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::OwnedStorage;
@@ -42,7 +45,6 @@ pub use error::Refused;
 
 use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, SharedMemory};
-use crate::versions::Versions;
 use barrier::Barrier;
 use claims::Claims;
 use exact::Exact;
@@ -180,6 +182,11 @@ impl<M: QueueMemory + Clone> Control<M> {
             served: 0,
             since: now,
         }
+    }
+
+    /// What this daemon speaks.
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// The machine after START.

@@ -86,7 +86,7 @@ impl<M: QueueMemory + Clone> Control<M> {
     /// One JSON object on one line.
     fn status(&self, now: Instant) -> String {
         let mut status = json!({
-            "version": self.versions.text,
+            "version": self.versions.build,
             "serving": self.started,
             "generation": self.generation(),
             "uptime_ms": now.duration_since(self.since).as_millis() as u64,

@@ -11,12 +11,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use papr_intc_protocol::PLANE_ABI;
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::header::{self, HeaderError, word};
 use papr_intc_protocol::layout::mapped::{MappedStorage, OwnedStorage};
 use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Storage, Table, TableStorage};
-
-use crate::versions::Versions;
 
 /// Guest memory, as far as interrupt controllers need it.
 pub trait QueueMemory {
@@ -128,12 +126,7 @@ impl SharedMemory {
                 .table_word(Table::Header(w))
                 .store(value, Ordering::Release);
         };
-        set(
-            word::VERSIONS,
-            u64::from(versions.layout) | u64::from(PLANE_ABI) << 16,
-        );
-        set(word::COMPAT_FLAGS, versions.compat_flags);
-        set(word::INCOMPAT_FLAGS, versions.incompat_flags);
+        set(word::VERSIONS, versions.header_word());
         set(word::GENERATION, 1);
         set(word::START_COUNT, 1);
         machine.write(&storage);
@@ -148,7 +141,7 @@ impl SharedMemory {
     }
 
     /// Takes over the memory that a predecessor left: locks, checks, asks `accept` about its machine,
-    /// raises generation and start count, adds the flags of this build. On an error the memory is as it was.
+    /// raises generation and start count. On an error the memory is as it was.
     pub fn adopt<E: From<MemoryError>>(
         fd: OwnedFd,
         said: Said,
@@ -170,15 +163,6 @@ impl SharedMemory {
         };
         let generation = raise(word::GENERATION);
         raise(word::START_COUNT);
-        for (w, flags) in [
-            (word::COMPAT_FLAGS, versions.compat_flags),
-            (word::INCOMPAT_FLAGS, versions.incompat_flags),
-        ] {
-            // Release as in `create`.
-            storage
-                .table_word(Table::Header(w))
-                .fetch_or(flags, Ordering::Release);
-        }
         Ok(Self {
             file,
             _lock: lock,
@@ -248,7 +232,7 @@ fn inspect(
         });
     }
     let view = MappedStorage::map(file, smallest).map_err(map_error)?;
-    header::check(&view, versions.incompat_flags)?;
+    header::check(&view, versions)?;
     let machine = Machine::read(&view).ok_or(MemoryError::Machine)?;
     let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
     if found != geometry.size() {
@@ -275,6 +259,8 @@ mod tests {
 
     use super::*;
 
+    const V: Versions = Versions::current("test");
+
     fn machine() -> Machine {
         Machine::pseries(IcMode::Dual, Compat::Papr1, 2)
     }
@@ -289,12 +275,12 @@ mod tests {
     }
 
     fn adopt(fd: OwnedFd, said: Said) -> Result<SharedMemory, MemoryError> {
-        SharedMemory::adopt(fd, said, &Versions::OWN, |_| Ok(()))
+        SharedMemory::adopt(fd, said, &V, |_| Ok(()))
     }
 
     #[test]
     fn memory_of_a_live_daemon_is_refused_and_that_of_a_dead_one_taken() {
-        let first = SharedMemory::create(machine(), &Versions::OWN).unwrap();
+        let first = SharedMemory::create(machine(), &V).unwrap();
         // The VMM keeps what was handed out, whoever dies.
         let vmm = dup(&first);
         let again = || vmm.try_clone().unwrap();
@@ -312,20 +298,18 @@ mod tests {
 
     #[test]
     fn memory_of_a_machine_that_is_not_wanted_is_left_as_it_was() {
-        let first = SharedMemory::create(machine(), &Versions::OWN).unwrap();
+        let first = SharedMemory::create(machine(), &V).unwrap();
         let vmm = dup(&first);
         drop(first);
         let refuse = |_: &Machine| Err(MemoryError::Machine);
-        assert!(
-            SharedMemory::adopt(vmm.try_clone().unwrap(), said(1), &Versions::OWN, refuse).is_err()
-        );
+        assert!(SharedMemory::adopt(vmm.try_clone().unwrap(), said(1), &V, refuse).is_err());
         let second = adopt(vmm, said(1)).unwrap();
         assert_eq!((second.generation, second.start_count()), (2, 2));
     }
 
     #[test]
     fn memory_of_another_generation_is_refused_unchanged() {
-        let first = SharedMemory::create(machine(), &Versions::OWN).unwrap();
+        let first = SharedMemory::create(machine(), &V).unwrap();
         let vmm = dup(&first);
         drop(first);
         assert!(matches!(
@@ -339,7 +323,7 @@ mod tests {
     fn an_unsealed_or_short_or_foreign_memfd_is_refused() {
         let plain = tempfile::tempfile().unwrap();
         assert!(matches!(
-            SharedMemory::check(plain.into(), said(1), &Versions::OWN),
+            SharedMemory::check(plain.into(), said(1), &V),
             Err(MemoryError::Os { .. })
         ));
         let short = memfd::create(4096).unwrap();
@@ -350,7 +334,7 @@ mod tests {
                     generation: 1,
                     size: 4096
                 },
-                &Versions::OWN
+                &V
             ),
             Err(MemoryError::Size { .. })
         ));
@@ -362,14 +346,14 @@ mod tests {
                     generation: 1,
                     size: 1 << 20
                 },
-                &Versions::OWN
+                &V
             ),
             Err(MemoryError::Header(HeaderError::Magic(0)))
         ));
-        let damaged = SharedMemory::create(machine(), &Versions::OWN).unwrap();
+        let damaged = SharedMemory::create(machine(), &V).unwrap();
         damaged.set_header(word::MACHINE, 0);
         assert!(matches!(
-            SharedMemory::check(dup(&damaged), said(1), &Versions::OWN),
+            SharedMemory::check(dup(&damaged), said(1), &V),
             Err(MemoryError::Machine)
         ));
     }

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
+use papr_intc_protocol::Versions;
 
 use super::connection::Connection;
 use super::held::{Held, is_urgent};
@@ -21,7 +22,6 @@ use super::irqfds::Irqfds;
 use super::standard::{GuestRam, Standard, StandardError};
 use super::token::Token;
 use crate::control::{Control, Effect, Expected};
-use crate::versions::Versions;
 
 /// Pause, in milliseconds, between two looks at a grace period whose requester has got its answer.
 const LATE_PAUSE_MS: u8 = 10;
@@ -41,8 +41,8 @@ pub enum Endpoint {
 pub enum OnDisconnect {
     /// End.
     Exit,
-    /// Keep the memory and its lock, wait for another front-end.
-    Wait,
+    /// Keep the memory and its lock, wait for another front-end; no longer than this.
+    Wait(Option<Duration>),
 }
 
 /// Why serving ended.
@@ -84,8 +84,9 @@ pub struct EventLoop {
     pub(super) urgent: Epoll,
     signals: SignalFd,
     listener: Option<UnixListener>,
-    versions: Versions,
     on_disconnect: OnDisconnect,
+    /// When we have waited long enough for another front-end.
+    alone_until: Option<Instant>,
     pub(super) main: Option<Connection>,
     pub(super) channels: BTreeMap<u32, Connection>,
     pub(super) standard: Standard,
@@ -114,8 +115,8 @@ impl EventLoop {
             urgent,
             signals,
             listener: None,
-            versions,
             on_disconnect,
+            alone_until: None,
             main: None,
             channels: BTreeMap::new(),
             standard,
@@ -175,17 +176,17 @@ impl EventLoop {
                 self.pause()?;
                 continue;
             }
-            let timeout = if self.control.is_reopening() {
-                EpollTimeout::from(LATE_PAUSE_MS)
-            } else {
-                EpollTimeout::NONE
-            };
+            let timeout = self.timeout();
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(os("epoll_wait")(e)),
             };
             self.control.poll_reopening();
+            if count == 0 && self.alone_until.is_some_and(|at| Instant::now() >= at) {
+                log::info!("no front-end came in time");
+                self.ended = Some(Ended::Disconnected);
+            }
             for event in &events[..count] {
                 // What was not looked at is reported again.
                 if self.ended.is_some() || self.held.is_busy() {
@@ -196,6 +197,19 @@ impl EventLoop {
                 }
             }
         }
+    }
+
+    /// Of the next wait for events.
+    fn timeout(&self) -> EpollTimeout {
+        if self.control.is_reopening() {
+            return EpollTimeout::from(LATE_PAUSE_MS);
+        }
+        let Some(at) = self.alone_until else {
+            return EpollTimeout::NONE;
+        };
+        // Rounded up; a limit beyond the type's is waited for in pieces.
+        let left = at.saturating_duration_since(Instant::now()).as_millis() + 1;
+        EpollTimeout::from(u16::try_from(left).unwrap_or(u16::MAX))
     }
 
     pub(super) fn handle(&mut self, token: Token) -> Result<(), ServerError> {
@@ -234,6 +248,7 @@ impl EventLoop {
         let connection = Connection::new(stream.into());
         self.watch(&connection.socket, Token::Main)?;
         self.main = Some(connection);
+        self.alone_until = None;
         Ok(())
     }
 
@@ -245,9 +260,17 @@ impl EventLoop {
         self.forget_held();
         let servers: Vec<u32> = self.channels.keys().copied().collect();
         servers.into_iter().for_each(|s| self.forget_channel(s));
-        if self.listener.is_none() || self.on_disconnect == OnDisconnect::Exit {
-            self.ended.get_or_insert(Ended::Disconnected);
-            return Ok(());
+        let limit = match self.on_disconnect {
+            OnDisconnect::Wait(limit) if self.listener.is_some() => limit,
+            _ => {
+                self.ended.get_or_insert(Ended::Disconnected);
+                return Ok(());
+            }
+        };
+        self.alone_until = limit.map(|limit| Instant::now() + limit);
+        // What a device has written so far is an event; the next VMM may come with other eventfds.
+        for (item, take) in self.irqfds.all() {
+            self.control.irqfd(&item, take);
         }
         log::info!("the front-end has gone, waiting for another");
         self.irqfds
@@ -255,11 +278,7 @@ impl EventLoop {
             .map_err(os("epoll_ctl"))?;
         self.control.vmm_left();
         self.standard.connection_ended()?;
-        self.standard.set_identity(identity::block(
-            &self.versions,
-            self.control.generation(),
-            self.control.phase(),
-        ));
+        self.identify();
         Ok(())
     }
 
@@ -294,16 +313,19 @@ impl EventLoop {
         }
     }
 
+    fn identify(&mut self) {
+        let control = &self.control;
+        let (generation, phase) = (control.generation(), control.phase());
+        let block = identity::block(control.versions(), generation, phase);
+        self.standard.set_identity(block);
+    }
+
     /// The executor or the phase may have changed.
     pub(super) fn after_request(&mut self) -> Result<(), ServerError> {
         self.irqfds
             .watch(&self.epoll, self.control.executes())
             .map_err(os("epoll_ctl"))?;
-        self.standard.set_identity(identity::block(
-            &self.versions,
-            self.control.generation(),
-            self.control.phase(),
-        ));
+        self.identify();
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
 //! The 64-byte configuration block of GET_CONFIG, and what `--print-capabilities` prints: which
 //! daemon this is, before a single PAPR message (SPEC.md §1.1).
 
+use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS};
 
 use super::standard::IDENTITY_LEN;
-use crate::versions::Versions;
 
 /// The block: magic, protocol min and max, layout min and max, plane ABI (u16 each), zero (u16),
 /// limits (body, fds, sources, servers: u32 each), generation (u64), state (u32), zeros.
@@ -40,6 +40,12 @@ pub fn capabilities(versions: &Versions) -> serde_json::Value {
         "protocol": { "min": versions.protocol_min, "max": versions.protocol_max },
         "layout": { "min": versions.layout, "max": versions.layout },
         "plane": versions.plane,
+        "memory": {
+            "plane": { "min": versions.plane_min, "max": versions.plane },
+            "compat_flags": versions.compat_flags,
+            "incompat_flags": versions.incompat_known,
+        },
+        "build": versions.build,
         "limits": {
             "body": MAX_BODY, "fds": MAX_FDS, "sources": MAX_SOURCES, "servers": MAX_SERVERS,
         },
@@ -52,10 +58,15 @@ mod tests {
 
     #[test]
     fn the_block_keeps_its_offsets() {
-        let block = block(&Versions::OWN, 0x1122, 2);
+        let versions = Versions {
+            protocol_max: 7,
+            ..Versions::current("test")
+        };
+        let block = block(&versions, 0x1122, 2);
         assert_eq!(&block[..8], b"PAPRINTC");
-        assert_eq!(block[8..10], Versions::OWN.protocol_min.to_ne_bytes());
-        assert_eq!(block[16..18], Versions::OWN.plane.to_ne_bytes());
+        assert_eq!(block[8..10], versions.protocol_min.to_ne_bytes());
+        assert_eq!(block[10..12], 7u16.to_ne_bytes());
+        assert_eq!(block[16..18], versions.plane.to_ne_bytes());
         assert_eq!(block[20..24], (MAX_BODY as u32).to_ne_bytes());
         assert_eq!(block[36..44], 0x1122u64.to_ne_bytes());
         assert_eq!(block[44..48], 2u32.to_ne_bytes());

@@ -30,6 +30,12 @@ struct Entry {
     token: u32,
 }
 
+impl Entry {
+    fn take(&self) -> bool {
+        (&self.trigger).read_exact(&mut [0; 8]).is_ok()
+    }
+}
+
 impl Irqfds {
     /// Adds irqfds, in place of what their (LISN, input) had.
     pub(super) fn set(&mut self, epoll: &Epoll, irqfds: Vec<Irqfd>) -> Result<(), Errno> {
@@ -93,8 +99,13 @@ impl Irqfds {
     /// The irqfd behind an event, and how to take its count: `false` if there was none after all.
     pub(super) fn find(&self, token: u32) -> Option<(IrqfdItem, impl FnOnce() -> bool)> {
         let entry = self.entries.get(self.by_token.get(&token)?)?;
-        let take = || (&entry.trigger).read_exact(&mut [0; 8]).is_ok();
-        Some((entry.item, take))
+        Some((entry.item, || entry.take()))
+    }
+
+    /// All that are watched, as [`Self::find`] gives them.
+    pub(super) fn all(&self) -> impl Iterator<Item = (IrqfdItem, impl FnOnce() -> bool)> {
+        let watched = self.entries.values().filter(|_| self.watched);
+        watched.map(|entry| (entry.item, || entry.take()))
     }
 }
 

@@ -252,6 +252,11 @@ pub struct Address {
 }
 
 impl Address {
+    /// Of the socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A new connection, which the daemon may turn away.
     pub fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.path).unwrap()

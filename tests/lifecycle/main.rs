@@ -9,4 +9,3 @@ mod hang;
 mod modes;
 mod restart;
 mod serving;
-mod upgrade;

@@ -63,7 +63,8 @@ fn hello_without_a_common_version_is_refused_with_both_ranges() {
         let refused = refused.unwrap_err();
         assert_eq!(refused.errno, libc::EPROTONOSUPPORT);
         assert!(
-            refused.text.contains(&format!("{min} to {max}")),
+            refused.text.contains(&format!("{min} to {max}"))
+                && refused.text.contains("protocol 1 to 1"),
             "{}",
             refused.text
         );

@@ -30,7 +30,7 @@ struct Behaviour {
 const GOOD: Behaviour = Behaviour {
     features: FEATURE_PAPR_MESSAGES | 1 << 30 | VIRTIO_F_VERSION_1 | 1 << 26,
     protocol_features: 1 << 3 | 1 << 9,
-    layout: LAYOUT_VERSION,
+    layout: OWN.layout,
     verdict: verdict::MAP,
     sealed: true,
 };
@@ -67,7 +67,7 @@ fn papr_reply(code: u32, seq: u64, how: Behaviour, memfd: &File) -> Option<Vec<u
         Hello::CODE => reply_body(
             seq,
             &HelloReply {
-                protocol: PROTOCOL_VERSION,
+                protocol: OWN.protocol_max,
                 layout: how.layout,
                 verdict: how.verdict,
                 features: 0,

@@ -5,16 +5,17 @@
 use std::sync::atomic::Ordering;
 
 use super::storage::{Storage, Table};
+use crate::versions::Versions;
 
 /// Header word numbers (each a u64).
 pub mod word {
     /// `PAPRINTC`, [`super::MAGIC`].
     pub const MAGIC: u32 = 0;
-    /// Layout version in bits 15:0, plane ABI in 31:16.
+    /// Layout version in bits 15:0; in 31:16 the plane ABI that the memory was made for.
     pub const VERSIONS: u32 = 1;
-    /// Flags that an older reader may ignore. Zero in layout 1.
+    /// Flags that an older reader may ignore.
     pub const COMPAT_FLAGS: u32 = 2;
-    /// Flags that a reader must know or refuse. Zero in layout 1.
+    /// Flags that a reader must know or refuse.
     pub const INCOMPAT_FLAGS: u32 = 3;
     /// Raised by one each time a daemon takes the memory over; the first is 1.
     pub const GENERATION: u32 = 4;
@@ -141,43 +142,33 @@ pub enum HeaderError {
         known: u16,
     },
     /// Another plane ABI.
-    #[error("the memory has plane ABI {found}, this build runs {known}")]
+    #[error("the memory has plane ABI {found}, this build runs {lowest} to {highest}")]
     PlaneAbi {
         /// In the memory.
         found: u16,
-        /// In this build.
-        known: u16,
+        /// Lowest that this build goes on with.
+        lowest: u16,
+        /// Highest.
+        highest: u16,
     },
-    /// An incompatible feature is in use.
-    #[error("the memory uses incompatible features {0:#x} that this build does not know")]
-    Incompat(u64),
+    /// Something is in use that an older build must not meet.
+    #[error("the memory has incompat flags {unknown:#x}, this build knows {known:#x}")]
+    Incompat {
+        /// Those that this build does not know.
+        unknown: u64,
+        /// Those that it does.
+        known: u64,
+    },
 }
 
-/// Checks magic, versions and flags, in this order. `known`: incompat flags that the reader knows.
-pub fn check<S: Storage>(storage: &S, known: u64) -> Result<(), HeaderError> {
+/// Checks magic, versions and flags, in this order. Unknown compat flags are nobody's business.
+pub fn check<S: Storage>(storage: &S, own: &Versions) -> Result<(), HeaderError> {
     let read = |w| storage.table(Table::Header(w), Ordering::Acquire);
     let magic = read(word::MAGIC);
     if magic != MAGIC {
         return Err(HeaderError::Magic(magic));
     }
-    let versions = read(word::VERSIONS);
-    let (layout, plane) = (versions as u16, (versions >> 16) as u16);
-    if layout != crate::LAYOUT_VERSION {
-        return Err(HeaderError::Layout {
-            found: layout,
-            known: crate::LAYOUT_VERSION,
-        });
-    }
-    if plane != crate::PLANE_ABI {
-        return Err(HeaderError::PlaneAbi {
-            found: plane,
-            known: crate::PLANE_ABI,
-        });
-    }
-    match read(word::INCOMPAT_FLAGS) & !known {
-        0 => Ok(()),
-        flags => Err(HeaderError::Incompat(flags)),
-    }
+    own.check_memory(read(word::VERSIONS), read(word::INCOMPAT_FLAGS))
 }
 
 #[cfg(test)]

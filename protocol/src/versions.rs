@@ -1,0 +1,149 @@
+//! What one build speaks and understands: the numbers that two processes of different builds compare
+//! (SPEC.md §1.10).
+//!
+//! A value, not constants: a daemon gets it from its `main`, so that a binary with other numbers can be
+//! made of the same code (`examples/next_daemon`).
+
+use crate::layout::header::HeaderError;
+use crate::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
+
+/// The versions of one build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// Lowest protocol version spoken.
+    pub protocol_min: u16,
+    /// Highest.
+    pub protocol_max: u16,
+    /// The layout. There is one: memory is never changed from one to another in place.
+    pub layout: u16,
+    /// Lowest plane ABI whose memory this build goes on with. New memory is made for this one, so that
+    /// a build of before can take it back.
+    pub plane_min: u16,
+    /// The plane ABI that this build runs, and the highest whose memory it goes on with.
+    pub plane: u16,
+    /// Compat flags that a daemon of this build sets when it starts.
+    pub compat_flags: u64,
+    /// Incompat flags that this build understands.
+    pub incompat_known: u64,
+    /// Those of them whose thing it uses: set when it starts.
+    pub incompat_used: u64,
+    /// Name and version, for people.
+    pub build: &'static str,
+}
+
+impl Versions {
+    /// This build's; `build` is its name.
+    pub const fn current(build: &'static str) -> Self {
+        Self {
+            protocol_min: PROTOCOL_VERSION,
+            protocol_max: PROTOCOL_VERSION,
+            layout: LAYOUT_VERSION,
+            plane_min: PLANE_ABI,
+            plane: PLANE_ABI,
+            compat_flags: 0,
+            incompat_known: 0,
+            incompat_used: 0,
+            build,
+        }
+    }
+
+    /// The highest protocol version that both sides speak; `min` and `max` are the other's.
+    pub fn common_protocol(&self, min: u16, max: u16) -> Option<u16> {
+        let highest = max.min(self.protocol_max);
+        let lowest = min.max(self.protocol_min);
+        (lowest <= highest).then_some(highest)
+    }
+
+    /// The layout, if the other side's range has it.
+    pub fn common_layout(&self, min: u16, max: u16) -> Option<u16> {
+        (min..=max).contains(&self.layout).then_some(self.layout)
+    }
+
+    /// Header word [`VERSIONS`](crate::layout::header::word::VERSIONS) of new memory.
+    pub fn header_word(&self) -> u64 {
+        u64::from(self.layout) | u64::from(self.plane_min) << 16
+    }
+
+    /// May this build go on with memory whose header has these words? Looks at the layout, the plane
+    /// ABI, the incompat flags, in this order.
+    pub fn check_memory(&self, versions: u64, incompat: u64) -> Result<(), HeaderError> {
+        let (layout, plane) = (versions as u16, (versions >> 16) as u16);
+        if layout != self.layout {
+            return Err(HeaderError::Layout {
+                found: layout,
+                known: self.layout,
+            });
+        }
+        if !(self.plane_min..=self.plane).contains(&plane) {
+            return Err(HeaderError::PlaneAbi {
+                found: plane,
+                lowest: self.plane_min,
+                highest: self.plane,
+            });
+        }
+        match incompat & !self.incompat_known {
+            0 => Ok(()),
+            unknown => Err(HeaderError::Incompat {
+                unknown,
+                known: self.incompat_known,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEXT: Versions = Versions {
+        protocol_max: PROTOCOL_VERSION + 1,
+        plane: PLANE_ABI + 1,
+        incompat_known: 1,
+        ..Versions::current("next")
+    };
+
+    #[test]
+    fn the_highest_common_protocol_is_chosen_or_none() {
+        let v = Versions {
+            protocol_min: 3,
+            protocol_max: 5,
+            ..NEXT
+        };
+        for (min, max, common) in [
+            (1, 9, Some(5)),
+            (4, 4, Some(4)),
+            (1, 3, Some(3)),
+            (5, 9, Some(5)),
+            (1, 2, None),
+            (6, 9, None),
+            (5, 3, None),
+        ] {
+            assert_eq!(v.common_protocol(min, max), common, "{min} to {max}");
+        }
+    }
+
+    #[test]
+    fn memory_of_a_later_plane_or_with_an_unknown_flag_is_refused_and_that_of_before_is_not() {
+        let this = Versions::current("this");
+        assert_eq!(NEXT.check_memory(this.header_word(), 0), Ok(()));
+        assert_eq!(this.check_memory(NEXT.header_word(), 0), Ok(()));
+        assert_eq!(NEXT.check_memory(NEXT.header_word(), 1), Ok(()));
+        let unknown = this.check_memory(NEXT.header_word(), 1);
+        assert_eq!(
+            unknown,
+            Err(HeaderError::Incompat {
+                unknown: 1,
+                known: 0
+            })
+        );
+        let later = u64::from(this.layout) | u64::from(NEXT.plane) << 16;
+        assert!(matches!(
+            this.check_memory(later, 0),
+            Err(HeaderError::PlaneAbi { .. })
+        ));
+        assert!(matches!(
+            this.check_memory(later + 1, 0),
+            Err(HeaderError::Layout { .. })
+        ));
+    }
+}
