@@ -24,7 +24,7 @@ use crate::epoch::Slots;
 use crate::error::Error;
 use crate::guest_ram::GuestRam;
 use crate::host::{FrontHost, Kick};
-use crate::io_thread::{Intake, Sink};
+use crate::io_thread::{Intake, Irqfd, Sink};
 use crate::shm::{self, Shm};
 use crate::signals::Signals;
 use crate::sync::{lock, read};
@@ -253,6 +253,9 @@ impl Core {
             let plane = &mapped.plane;
             let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
             plane.host().deliver();
+            if let Some(lisn) = plane.host().take_resample() {
+                self.resample(lisn);
+            }
             match outcome {
                 Outcome::Done(value) => return Ok(Some(value)),
                 Outcome::Elsewhere => return Ok(None),
@@ -285,11 +288,45 @@ impl Core {
         Ok(())
     }
 
+    /// Writes the resamplefds of a source: its level from irqfds has fallen by an EOI.
+    #[cold]
+    fn resample(&self, lisn: u32) {
+        self.intake.resample(lisn);
+        if let Some(mapped) = self.mapped.get() {
+            mapped.plane.controller().resampled(lisn);
+        }
+    }
+
+    /// Makes up for resamplefds that an executor left due when it died.
+    pub fn resample_all_due(&self) {
+        let Some(mapped) = self.mapped.get() else {
+            return;
+        };
+        for irqfd in self.intake.irqfds() {
+            if irqfd.resample.is_some() && mapped.plane.controller().resample_due(irqfd.lisn) {
+                self.resample(irqfd.lisn);
+            }
+        }
+    }
+
     pub fn trigger(&self, lisn: u32) -> Result<(), Error> {
         match self.local(&self.main, |plane, epoch| plane.trigger(epoch, lisn))? {
             Some(()) => Ok(()),
             None => self.ask(&Trigger { lisn, zero: 0 }),
         }
+    }
+
+    /// A level irqfd had a count.
+    fn assert(&self, irqfd: &Irqfd) -> Result<(), Error> {
+        let (lisn, input) = (irqfd.lisn, LevelInput::Irqfd);
+        let ran = self.local(&self.main, |plane, epoch| {
+            plane.set_level(epoch, lisn, input, true)
+        })?;
+        if ran.is_none() {
+            // The executor has changed in this moment: the count is the daemon's to read.
+            irqfd.trigger.signal();
+        }
+        Ok(())
     }
 
     pub fn set_level(&self, lisn: u32, level: bool) -> Result<(), Error> {
@@ -377,8 +414,13 @@ impl Core {
 }
 
 impl Sink for Core {
-    fn trigger(&self, lisn: u32) {
-        if let Err(e) = Core::trigger(self, lisn) {
+    fn trigger(&self, irqfd: &Irqfd) {
+        let lisn = irqfd.lisn;
+        let done = match irqfd.resample {
+            None => Core::trigger(self, lisn),
+            Some(_) => self.assert(irqfd),
+        };
+        if let Err(e) = done {
             log::warn!("an event of the irqfd of source {lisn:#x} is lost: {e}");
         }
     }

@@ -21,6 +21,7 @@ use crate::connection::Connection;
 use crate::core::{Core, Topology};
 use crate::error::Error;
 use crate::event::Event;
+use crate::io_thread::Irqfd;
 use crate::shm::{OWN, Shm};
 use crate::vcpu::VcpuState;
 
@@ -300,10 +301,9 @@ impl Handshake<'_> {
 
     /// SET_IRQFDS. A source that was freed while its irqfd was in place must not keep a daemon from
     /// serving all the others.
-    fn irqfds(&self, irqfds: &[(u32, Arc<Event>)]) -> Result<(), Error> {
-        let send = |batch: &[(u32, Arc<Event>)]| {
-            send_irqfds(batch, |request, fds| self.ask(request, fds).map(|_| ()))
-        };
+    fn irqfds(&self, irqfds: &[Irqfd]) -> Result<(), Error> {
+        let send =
+            |batch: &[Irqfd]| send_irqfds(batch, |request, fds| self.ask(request, fds).map(|_| ()));
         match send(irqfds) {
             Err(Error::Refused { .. }) => {}
             other => return other,
@@ -364,6 +364,7 @@ impl Handshake<'_> {
         }
         if to == Executor::FrontEnd {
             core.intake.unpause()?;
+            core.resample_all_due();
         }
         core.set_remote(to == Executor::Daemon);
         Ok(counts)
@@ -396,24 +397,32 @@ pub(crate) fn channel_request(server: u32) -> Result<(VcpuChannel, UnixStream, U
     Ok((VcpuChannel { server, zero: 0 }, ours, theirs))
 }
 
-/// The only input of an edge-triggered source.
-pub(crate) fn irqfd_item(lisn: u32) -> IrqfdItem {
+/// As SET_IRQFDS and CLEAR_IRQFDS name it.
+pub(crate) fn irqfd_item(irqfd: &Irqfd) -> IrqfdItem {
     IrqfdItem {
-        lisn,
-        kind: irqfd_kind::EDGE,
-        input: 0,
+        lisn: irqfd.lisn,
+        kind: match irqfd.resample {
+            None => irqfd_kind::EDGE,
+            Some(_) => irqfd_kind::LEVEL,
+        },
+        input: irqfd.input,
         zero: 0,
     }
 }
 
-/// SET_IRQFDS in batches, one after the other.
+/// SET_IRQFDS in batches of one kind, one after the other.
 pub(crate) fn send_irqfds(
-    irqfds: &[(u32, Arc<Event>)],
+    irqfds: &[Irqfd],
     send: impl Fn(&SetIrqfds, &[BorrowedFd<'_>]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    for batch in irqfds.chunks(MAX_FDS) {
-        let items = batch.iter().map(|(lisn, _)| irqfd_item(*lisn)).collect();
-        let fds: Vec<_> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
+    let (edges, levels): (Vec<&Irqfd>, Vec<&Irqfd>) =
+        irqfds.iter().partition(|irqfd| irqfd.resample.is_none());
+    let batches = edges.chunks(MAX_FDS).chain(levels.chunks(MAX_FDS / 2));
+    for batch in batches {
+        let items = batch.iter().map(|irqfd| irqfd_item(irqfd)).collect();
+        let fds_of = |irqfd: &&'_ Irqfd| [Some(&irqfd.trigger).cloned(), irqfd.resample.clone()];
+        let fds: Vec<Arc<Event>> = batch.iter().flat_map(fds_of).flatten().collect();
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         send(&SetIrqfds { items }, &fds)?;
     }
     Ok(())

@@ -30,8 +30,13 @@ const NONE: Deferred = Deferred {
     servers: [0; DEFERRED],
 };
 
+/// No source.
+const NOTHING: u32 = u32::MAX;
+
 thread_local! {
     static KICKS: Cell<Deferred> = const { Cell::new(NONE) };
+    /// The source whose resamplefds are due; a transition ends one source at most.
+    static RESAMPLE: Cell<u32> = const { Cell::new(NOTHING) };
 }
 
 /// The front-end as an executor.
@@ -63,6 +68,17 @@ impl FrontHost {
             met: AtomicU64::new(0),
             doubt,
         }
+    }
+
+    /// The source whose resamplefds this thread's last transition made due. Asked outside of any epoch.
+    #[inline]
+    pub(crate) fn take_resample(&self) -> Option<u32> {
+        let lisn = RESAMPLE.try_with(Cell::get).unwrap_or(NOTHING);
+        if lisn == NOTHING {
+            return None;
+        }
+        let _ = RESAMPLE.try_with(|r| r.set(NOTHING));
+        Some(lisn)
     }
 
     /// Gives the remembered kicks of this thread to the VMM. Called outside of any epoch.
@@ -104,6 +120,12 @@ impl Host for FrontHost {
         if remembered != Ok(true) {
             (self.kick)(server);
         }
+    }
+
+    #[inline]
+    fn resample(&self, lisn: u32) {
+        // An error: the thread is ending; the mark in the source's word stays for the next look.
+        let _ = RESAMPLE.try_with(|r| r.set(lisn));
     }
 
     fn is_dead(&self, generation: u16) -> bool {

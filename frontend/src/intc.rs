@@ -9,22 +9,20 @@ use nix::errno::Errno;
 use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
+use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::guest::GetFdt;
 use papr_intc_protocol::wire::handshake::Query;
 use papr_intc_protocol::wire::machine::{MachineReset, Quiesce, Resume, reset_flag};
-use papr_intc_protocol::wire::source::{Claim, ClearIrqfds, Free, Sync};
+use papr_intc_protocol::wire::source::{Claim, Free, Sync};
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
-use papr_intc_protocol::wire::{MAX_FDS, Request};
 use std::os::fd::AsFd;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::channel::Shut;
 use crate::connection::Connection;
 use crate::core::{Core, Options, Topology, in_one_session};
 use crate::error::Error;
-use crate::event::Event;
 use crate::guest_ram::GuestRam;
-use crate::handshake::{channel_request, executor_code, irqfd_item, send_irqfds};
+use crate::handshake::{channel_request, executor_code};
 use crate::host::Kick;
 use crate::process::Launcher;
 use crate::shm::Shm;
@@ -397,62 +395,6 @@ impl Intc {
             }
             Ok(())
         })
-    }
-
-    fn move_irqfds(&self, to: Executor) -> Result<(), Error> {
-        let core = self.core();
-        let irqfds = core.intake.irqfds();
-        if to == Executor::Daemon {
-            return send_irqfds(&irqfds, |request, fds| {
-                core.ask_session(request, fds).map(|_| ())
-            });
-        }
-        for batch in irqfds.chunks(MAX_FDS) {
-            let items = batch.iter().map(|(lisn, _)| irqfd_item(*lisn)).collect();
-            core.ask_session(&ClearIrqfds { items }, &[])?;
-        }
-        Ok(())
-    }
-
-    /// From now on every count of `fd` triggers the source. Replaces what the source had. `fd` is
-    /// duplicated; it should be non-blocking.
-    pub fn add_irqfd(&self, lisn: u32, fd: &EventFd) -> Result<(), Error> {
-        self.source(lisn)?;
-        let core = self.core();
-        if core.intake.add_irqfd(lisn, Event::duplicate(fd)?)? {
-            return Ok(());
-        }
-        self.tell(|topology| {
-            let listed = core.intake.irqfds();
-            let fds: Vec<_> = listed.into_iter().filter(|(l, _)| *l == lisn).collect();
-            match topology.irqfds_at {
-                // They came back meanwhile: read here, or about to be.
-                Executor::FrontEnd => Ok(()),
-                Executor::Daemon => send_irqfds(&fds, |request, fds| {
-                    core.ask_session(request, fds).map(|_| ())
-                }),
-            }
-        })
-    }
-
-    /// The irqfd of the source is not read any more, and none of its counts is on its way.
-    pub fn remove_irqfd(&self, lisn: u32) -> Result<(), Error> {
-        let core = self.core();
-        match core.intake.remove_irqfd(lisn) {
-            None => Err(Error::Invalid(format!("LISN {lisn:#x} has no irqfd"))),
-            Some(true) => Ok(()),
-            Some(false) => self.tell(|topology| match topology.irqfds_at {
-                Executor::FrontEnd => Ok(()),
-                Executor::Daemon => {
-                    let items = vec![irqfd_item(lisn)];
-                    core.ask_session(&ClearIrqfds { items }, &[]).map(|_| ())
-                }
-            }),
-        }
-    }
-
-    fn tell(&self, mut step: impl FnMut(&Topology) -> Result<(), Error>) -> Result<(), Error> {
-        in_one_session(self.core(), |topology| step(topology))
     }
 
     /// What the daemon says to people: `what` is one of

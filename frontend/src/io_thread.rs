@@ -5,7 +5,7 @@
 //! belongs to whoever reads next; one that was read becomes a trigger, which finds the new executor
 //! by itself. None is lost and none counted twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -22,10 +22,30 @@ const WAKE: u64 = 2 << 32;
 const KIND: u64 = 0xffff_ffff << 32;
 const EVENTS: usize = 64;
 
+/// An eventfd that triggers a source, or drives its level.
+#[derive(Clone, Debug)]
+pub(crate) struct Irqfd {
+    pub lisn: u32,
+    /// Which input of a shared level; 0 for an edge.
+    pub input: u32,
+    pub trigger: Arc<Event>,
+    /// Of a level: written when the guest has ended the interrupt.
+    pub resample: Option<Arc<Event>>,
+}
+
+impl Irqfd {
+    fn key(&self) -> Key {
+        (self.lisn, self.input)
+    }
+}
+
+/// Source and input.
+type Key = (u32, u32);
+
 /// What the thread does with what it reads.
 pub(crate) trait Sink {
-    /// An irqfd of this source had a count.
-    fn trigger(&self, lisn: u32);
+    /// This irqfd had a count.
+    fn trigger(&self, irqfd: &Irqfd);
     /// The daemon wrote the eventfd of this vCPU.
     fn kicked(&self, server: u32);
 }
@@ -41,12 +61,15 @@ pub(crate) struct Intake {
 }
 
 struct Table {
-    irqfds: BTreeMap<u32, Arc<Event>>,
+    /// With the number by which epoll knows each.
+    irqfds: BTreeMap<Key, (u32, Irqfd)>,
+    keys: HashMap<u32, Key>,
+    last: u32,
     kicks: BTreeMap<u32, Arc<Event>>,
     /// The front-end reads the irqfds; otherwise the daemon does.
     reading: bool,
-    /// The source whose count was read and which is being triggered.
-    handling: Option<u32>,
+    /// The irqfd whose count was read and which is being served.
+    handling: Option<Key>,
 }
 
 impl Intake {
@@ -62,6 +85,8 @@ impl Intake {
             stop: AtomicBool::new(false),
             table: Mutex::new(Table {
                 irqfds: BTreeMap::new(),
+                keys: HashMap::new(),
+                last: 0,
                 kicks: BTreeMap::new(),
                 reading,
                 handling: None,
@@ -70,53 +95,58 @@ impl Intake {
         })
     }
 
-    /// Adds or replaces the irqfd of a source. `true`: it is read here; `false`: the daemon must be
-    /// handed it.
-    pub fn add_irqfd(&self, lisn: u32, fd: Event) -> Result<bool, Error> {
+    /// Adds or replaces the irqfd of an input. `true`: it is read here; `false`: the daemon must be handed
+    /// it.
+    pub fn add_irqfd(&self, irqfd: Irqfd) -> Result<bool, Error> {
         let mut table = lock(&self.table);
-        let fd = Arc::new(fd);
-        if let Some(old) = table.irqfds.remove(&lisn)
-            && table.reading
-        {
-            self.unwatch(&old);
-        }
+        table.last = table.last.wrapping_add(1);
+        let token = table.last;
         if table.reading {
-            watch(&self.epoll, &fd, IRQFD | u64::from(lisn))?;
+            watch(&self.epoll, &irqfd.trigger, IRQFD | u64::from(token))?;
         }
-        table.irqfds.insert(lisn, fd);
+        let key = irqfd.key();
+        if let Some((old, replaced)) = table.irqfds.insert(key, (token, irqfd)) {
+            table.keys.remove(&old);
+            if table.reading {
+                self.unwatch(&replaced.trigger);
+            }
+        }
+        table.keys.insert(token, key);
         Ok(table.reading)
     }
 
-    /// Forgets the irqfd of a source. When this returns, none of its counts is being triggered. `None`:
-    /// it had none; `Some(false)`: the daemon must be told. Not to be called by the thread itself.
-    pub fn remove_irqfd(&self, lisn: u32) -> Option<bool> {
+    /// Forgets the irqfd of an input. When this returns, none of its counts is being served. `None`: it had
+    /// none; `Some(false)`: the daemon must be told. Not to be called by the thread itself.
+    pub fn remove_irqfd(&self, key: Key) -> Option<bool> {
         let mut table = lock(&self.table);
-        let fd = table.irqfds.remove(&lisn)?;
+        let (token, irqfd) = table.irqfds.remove(&key)?;
+        table.keys.remove(&token);
         if table.reading {
-            self.unwatch(&fd);
+            self.unwatch(&irqfd.trigger);
         }
-        while table.handling == Some(lisn) {
+        while table.handling == Some(key) {
             table = wait(&self.handled, table);
         }
         Some(table.reading)
     }
 
     /// The front-end reads no irqfd from now on. All of them, in order.
-    pub fn pause(&self) -> Vec<(u32, Arc<Event>)> {
+    pub fn pause(&self) -> Vec<Irqfd> {
         let mut table = lock(&self.table);
         if table.reading {
-            table.irqfds.values().for_each(|fd| self.unwatch(fd));
+            let watched = table.irqfds.values();
+            watched.for_each(|(_, irqfd)| self.unwatch(&irqfd.trigger));
             table.reading = false;
         }
-        listed(&table.irqfds)
+        listed(&table)
     }
 
     /// The front-end reads the irqfds again.
     pub fn unpause(&self) -> Result<(), Error> {
         let mut table = lock(&self.table);
         if !table.reading {
-            for (lisn, fd) in &table.irqfds {
-                watch(&self.epoll, fd, IRQFD | u64::from(*lisn))?;
+            for (token, irqfd) in table.irqfds.values() {
+                watch(&self.epoll, &irqfd.trigger, IRQFD | u64::from(*token))?;
             }
             table.reading = true;
         }
@@ -124,8 +154,16 @@ impl Intake {
     }
 
     /// All irqfds, in order.
-    pub fn irqfds(&self) -> Vec<(u32, Arc<Event>)> {
-        listed(&lock(&self.table).irqfds)
+    pub fn irqfds(&self) -> Vec<Irqfd> {
+        listed(&lock(&self.table))
+    }
+
+    /// Writes every resamplefd of a source.
+    pub fn resample(&self, lisn: u32) {
+        let table = lock(&self.table);
+        let inputs = table.irqfds.range((lisn, 0)..=(lisn, u32::MAX));
+        let due = inputs.filter_map(|(_, (_, irqfd))| irqfd.resample.as_ref());
+        due.for_each(|fd| fd.signal());
     }
 
     /// Watches the eventfd that the daemon writes for a vCPU.
@@ -172,10 +210,12 @@ impl Intake {
     fn handle(&self, token: u64, sink: &dyn Sink) {
         let number = token as u32;
         match token & KIND {
-            IRQFD if self.take_count(number) => {
-                sink.trigger(number);
-                lock(&self.table).handling = None;
-                self.handled.notify_all();
+            IRQFD => {
+                if let Some(irqfd) = self.take_count(number) {
+                    sink.trigger(&irqfd);
+                    lock(&self.table).handling = None;
+                    self.handled.notify_all();
+                }
             }
             KICK => {
                 let fd = lock(&self.table).kicks.get(&number).cloned();
@@ -189,14 +229,16 @@ impl Intake {
     }
 
     /// Reads the count of an irqfd, if it is still ours to read.
-    fn take_count(&self, lisn: u32) -> bool {
+    fn take_count(&self, token: u32) -> Option<Irqfd> {
         let mut table = lock(&self.table);
-        let ours = table.reading;
-        let read = ours && table.irqfds.get(&lisn).is_some_and(|fd| fd.take());
-        if read {
-            table.handling = Some(lisn);
+        let key = *table.keys.get(&token).filter(|_| table.reading)?;
+        let (_, irqfd) = table.irqfds.get(&key)?;
+        if !irqfd.trigger.take() {
+            return None;
         }
-        read
+        let irqfd = irqfd.clone();
+        table.handling = Some(key);
+        Some(irqfd)
     }
 
     fn unwatch(&self, fd: &Event) {
@@ -205,8 +247,9 @@ impl Intake {
     }
 }
 
-fn listed(fds: &BTreeMap<u32, Arc<Event>>) -> Vec<(u32, Arc<Event>)> {
-    fds.iter().map(|(n, fd)| (*n, Arc::clone(fd))).collect()
+fn listed(table: &Table) -> Vec<Irqfd> {
+    let irqfds = table.irqfds.values();
+    irqfds.map(|(_, irqfd)| irqfd.clone()).collect()
 }
 
 fn watch(epoll: &Epoll, fd: &Event, token: u64) -> Result<(), Error> {
@@ -233,8 +276,8 @@ mod tests {
     struct Record(Mutex<Sender<Seen>>);
 
     impl Sink for Record {
-        fn trigger(&self, lisn: u32) {
-            lock(&self.0).send(Seen::Trigger(lisn)).unwrap();
+        fn trigger(&self, irqfd: &Irqfd) {
+            lock(&self.0).send(Seen::Trigger(irqfd.lisn)).unwrap();
         }
         fn kicked(&self, server: u32) {
             lock(&self.0).send(Seen::Kick(server)).unwrap();
@@ -258,11 +301,38 @@ mod tests {
         (fd, copy)
     }
 
+    fn edge(lisn: u32, trigger: Event) -> Irqfd {
+        Irqfd {
+            lisn,
+            input: 0,
+            trigger: Arc::new(trigger),
+            resample: None,
+        }
+    }
+
+    #[test]
+    fn a_resample_reaches_every_input_of_its_source_and_no_other() {
+        let intake = Intake::new(true).unwrap();
+        let level = |lisn, input| {
+            let (fd, device) = pair();
+            let irqfd = Irqfd {
+                input,
+                resample: Some(Arc::new(fd)),
+                ..edge(lisn, Event::new().unwrap())
+            };
+            intake.add_irqfd(irqfd).unwrap();
+            device
+        };
+        let devices = [(6, 9), (7, 0), (7, 3), (8, 0)].map(|(lisn, input)| level(lisn, input));
+        intake.resample(7);
+        assert_eq!(devices.map(|d| d.take()), [false, true, true, false]);
+    }
+
     #[test]
     fn counts_become_triggers_and_kicks() {
         let (intake, seen, thread) = start(true);
         let ((irqfd, device), (kick, daemon)) = (pair(), pair());
-        assert!(intake.add_irqfd(0x1234, irqfd).unwrap());
+        assert!(intake.add_irqfd(edge(0x1234, irqfd)).unwrap());
         intake.add_kick(7, Arc::new(kick)).unwrap();
         device.signal();
         assert_eq!(seen.recv().unwrap(), Seen::Trigger(0x1234));
@@ -276,12 +346,12 @@ mod tests {
     fn a_count_written_while_paused_stays_for_the_next_reader() {
         let (intake, seen, thread) = start(true);
         let (irqfd, device) = pair();
-        intake.add_irqfd(5, irqfd).unwrap();
+        intake.add_irqfd(edge(5, irqfd)).unwrap();
         let handed = intake.pause();
-        assert_eq!(handed.iter().map(|(l, _)| *l).collect::<Vec<_>>(), [5]);
+        assert_eq!(handed.iter().map(|i| i.lisn).collect::<Vec<_>>(), [5]);
         device.signal();
         // The daemon reads it once; a second count comes when the front-end reads again.
-        assert!(handed[0].1.take());
+        assert!(handed[0].trigger.take());
         device.signal();
         intake.unpause().unwrap();
         assert_eq!(seen.recv().unwrap(), Seen::Trigger(5));
@@ -294,10 +364,10 @@ mod tests {
     fn while_the_daemon_reads_a_new_irqfd_is_left_to_it() {
         let (intake, seen, thread) = start(false);
         let (irqfd, device) = pair();
-        assert!(!intake.add_irqfd(5, irqfd).unwrap());
+        assert!(!intake.add_irqfd(edge(5, irqfd)).unwrap());
         device.signal();
-        assert_eq!(intake.remove_irqfd(5), Some(false));
-        assert_eq!(intake.remove_irqfd(5), None);
+        assert_eq!(intake.remove_irqfd((5, 0)), Some(false));
+        assert_eq!(intake.remove_irqfd((5, 0)), None);
         intake.stop();
         thread.join().unwrap();
         assert!(seen.recv().is_err() && device.take());
@@ -307,8 +377,8 @@ mod tests {
     fn a_replaced_irqfd_is_not_read_any_more() {
         let (intake, seen, thread) = start(true);
         let ((old, old_device), (new, new_device)) = (pair(), pair());
-        intake.add_irqfd(5, old).unwrap();
-        intake.add_irqfd(5, new).unwrap();
+        intake.add_irqfd(edge(5, old)).unwrap();
+        intake.add_irqfd(edge(5, new)).unwrap();
         old_device.signal();
         new_device.signal();
         assert_eq!(seen.recv().unwrap(), Seen::Trigger(5));

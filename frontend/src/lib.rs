@@ -17,7 +17,7 @@
 //! | `core` | what all of these share, and the order of locks |
 //! | [`epoch`], `host` | what a transition needs of this process |
 //! | `shm`, `guest_ram` | memory: the controller's, the guest's |
-//! | `io_thread`, `event` | irqfds and kicks |
+//! | `io_thread`, `irqfds`, `event` | irqfds and kicks |
 //! | `intc`, `vcpu`, `source` | the handles |
 
 // A panic on outside input is a defect of ours; an invariant is stated by `expect`.
@@ -38,6 +38,7 @@ mod handshake;
 mod host;
 mod intc;
 mod io_thread;
+mod irqfds;
 mod process;
 mod shm;
 mod signals;

@@ -106,6 +106,8 @@ where
         self.finish(ticket);
         let kick = |server| self.plane.host().kick(server);
         outbox.kicks.into_iter().for_each(kick);
+        let due = |lisn| self.plane.host().resample(lisn);
+        outbox.resamples.into_iter().for_each(due);
     }
 
     /// Writes the records and commits them.
@@ -171,6 +173,13 @@ where
     /// A predecessor may have read the count of this irqfd without serving it.
     pub fn in_doubt(&self, item: &IrqfdItem) -> bool {
         self.get(journal::REDO) == 0 && self.get(journal::IRQFD) == irqfd(item)
+    }
+
+    /// The source of the irqfd whose count a predecessor may have read without serving it.
+    pub fn doubtful(&self) -> Option<u32> {
+        let irqfd = self.get(journal::IRQFD);
+        let open = self.get(journal::REDO) == 0 && irqfd & IRQFD_SET != 0;
+        open.then_some(irqfd as u32)
     }
 
     /// The irqfd in doubt has its count again.

@@ -22,6 +22,8 @@ pub struct DaemonHost<M, S = Arc<OwnedStorage>> {
     generation: u16,
     kicks: RefCell<HashMap<u32, File>>,
     held: RefCell<Option<Outbox>>,
+    /// Sources whose resamplefds are due.
+    due: RefCell<Vec<u32>>,
 }
 
 /// What an operation does outside of the shared words, held back until it is committed.
@@ -31,6 +33,8 @@ pub struct Outbox {
     pub entries: Vec<(u64, u32)>,
     /// vCPUs to be kicked.
     pub kicks: Vec<u32>,
+    /// Sources whose resamplefds are due.
+    pub resamples: Vec<u32>,
 }
 
 impl<M, S> DaemonHost<M, S> {
@@ -43,6 +47,7 @@ impl<M, S> DaemonHost<M, S> {
             generation,
             kicks: RefCell::default(),
             held: RefCell::default(),
+            due: RefCell::default(),
         }
     }
 
@@ -55,6 +60,11 @@ impl<M, S> DaemonHost<M, S> {
     /// From now on they are not. What was held back is the caller's to do.
     pub fn release(&self) -> Outbox {
         self.held.take().unwrap_or_default()
+    }
+
+    /// Sources whose resamplefds are due, each once.
+    pub fn take_due(&self) -> Vec<u32> {
+        self.due.take()
     }
 
     /// Guest memory.
@@ -98,6 +108,15 @@ impl<M: QueueMemory, S: TableStorage> Host for DaemonHost<M, S> {
         if let Some(mut kick) = self.kicks.borrow().get(&server) {
             // EAGAIN: the counter is full, so the vCPU has been told already.
             let _ = kick.write(&1u64.to_ne_bytes());
+        }
+    }
+
+    fn resample(&self, lisn: u32) {
+        let mut held = self.held.borrow_mut();
+        let mut due = self.due.borrow_mut();
+        let list = held.as_mut().map_or(&mut *due, |held| &mut held.resamples);
+        if !list.contains(&lisn) {
+            list.push(lisn);
         }
     }
 

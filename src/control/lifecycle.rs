@@ -211,6 +211,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             executor,
             ..core.state()
         });
+        core.make_up_for_irqfds();
         let resignalled = core.resignal();
         core.memory.set_header(word::START_COUNT, 0);
         let generation = core.memory.generation;
@@ -305,6 +306,25 @@ impl<M: QueueMemory> Core<M> {
             self.journal().abandon();
         }
         (committed + 1, in_doubt)
+    }
+
+    /// What a predecessor may have read from an irqfd that nobody handed to us, and the resamplefds that it
+    /// left due (if they are the front-end's, it looks for itself).
+    fn make_up_for_irqfds(&self) {
+        if let Some(lisn) = self.exact().doubtful() {
+            // The word comes from shared memory.
+            let claims = self.claims();
+            if lisn < self.machine().sources && claims.is_claimed(lisn) {
+                let is_level = self.claims().is_lsi(lisn);
+                self.run(|| self.event(lisn, is_level));
+            }
+            self.exact().doubt_over();
+        }
+        if self.is_alone() {
+            let (c, claims) = (self.controller(), self.claims());
+            let due = claims.lsis().filter(|lisn| c.resample_due(*lisn));
+            due.for_each(|lisn| self.plane.host().resample(lisn));
+        }
     }
 
     /// The VMM that ran transitions is gone, with all its threads: their epochs are over, their END

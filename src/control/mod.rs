@@ -37,8 +37,8 @@ use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::layout::header::{Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::OwnedStorage;
 use papr_intc_protocol::plane::epoch::GracePeriod;
-use papr_intc_protocol::plane::{Controller, Plane};
-use papr_intc_protocol::wire::source::IrqfdItem;
+use papr_intc_protocol::plane::{Controller, LevelInput, Plane};
+use papr_intc_protocol::wire::source::{IrqfdItem, irqfd_kind};
 use papr_intc_protocol::wire::vcpu::Line;
 
 pub use error::Refused;
@@ -92,6 +92,8 @@ pub struct Irqfd {
     pub item: IrqfdItem,
     /// Written by a device.
     pub trigger: OwnedFd,
+    /// Of a level: written by us when the guest has ended the interrupt.
+    pub resample: Option<OwnedFd>,
 }
 
 /// A started, or almost started, machine.
@@ -128,6 +130,15 @@ impl<M: QueueMemory> Core<M> {
             self.exact().commit(None);
         } else {
             operation();
+        }
+    }
+    /// What a count of an irqfd means.
+    fn event(&self, lisn: u32, is_level: bool) {
+        if is_level {
+            let input = LevelInput::Irqfd;
+            self.controller().set_level(lisn, input, true);
+        } else {
+            self.controller().trigger(lisn);
         }
     }
     fn state(&self) -> State {
@@ -218,9 +229,24 @@ impl<M: QueueMemory + Clone> Control<M> {
         let Ok(core) = self.core() else { return };
         core.exact().intend(item);
         if take() {
-            core.run(|| core.controller().trigger(item.lisn));
+            core.run(|| core.event(item.lisn, item.kind == irqfd_kind::LEVEL));
         }
         core.exact().doubt_over();
+    }
+
+    /// Sources whose resamplefds are to be written now; then call [`Self::resampled`] for each.
+    pub fn resamples_due(&self) -> Vec<u32> {
+        match self.core() {
+            Ok(core) => core.plane.host().take_due(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Every resamplefd of the source has been written.
+    pub fn resampled(&self, lisn: u32) {
+        if let Ok(core) = self.core() {
+            core.controller().resampled(lisn);
+        }
     }
 
     /// A sample of a vCPU's line, newer than all before it.

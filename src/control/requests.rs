@@ -377,41 +377,54 @@ impl<M: QueueMemory + Clone> Control<M> {
         let core = self.memory_core()?;
         let (items, found) = (&request.items, fds.len());
         for item in items {
-            if !core.claims().is_claimed(item.lisn) {
-                return Err(Refused::NotClaimed(item.lisn));
-            }
-            if item.kind > irqfd_kind::LEVEL {
-                return Err(Refused::Value(format!(
-                    "irqfd kind {} is not defined",
-                    item.kind
-                )));
-            }
-            // Without its resamplefd nothing would ever lower the level.
-            if item.kind == irqfd_kind::LEVEL {
-                let what = "level irqfds and resamplefds are not served by this version";
-                return Err(Refused::Unsupported(what));
-            }
+            core.check_irqfd(item)?;
         }
-        if found != items.len() {
-            let expected = "one for each item";
+        let kinds = |kind| items.iter().filter(|item| item.kind == kind).count();
+        let levels = kinds(irqfd_kind::LEVEL);
+        if levels != 0 && levels != items.len() {
+            let what = "a batch holds irqfds of one kind".to_owned();
+            return Err(Refused::Value(what));
+        }
+        if found != items.len() + levels {
+            let expected = "one for each item, two for each of kind LEVEL";
             return Err(Refused::Descriptors { found, expected });
         }
         fds.iter().try_for_each(check_eventfd)?;
-        for (item, trigger) in items.iter().zip(&fds) {
+        let mut fds = fds.into_iter();
+        let mut irqfds = Vec::new();
+        while let (Some(item), Some(trigger)) = (items.get(irqfds.len()), fds.next()) {
             // A predecessor may have read this count for nothing: whoever reads it next has it back.
             if core.exact().in_doubt(item) {
                 // EAGAIN: the counter is full, so its event is there.
-                let _ = nix::unistd::write(trigger, &1u64.to_ne_bytes());
+                let _ = nix::unistd::write(&trigger, &1u64.to_ne_bytes());
                 core.exact().doubt_over();
             }
-        }
-        let pairs = items.iter().zip(fds);
-        Ok(pairs
-            .map(|(item, trigger)| Irqfd {
+            irqfds.push(Irqfd {
                 item: *item,
                 trigger,
-            })
-            .collect())
+                resample: if levels == 0 { None } else { fds.next() },
+            });
+        }
+        Ok(irqfds)
+    }
+}
+
+impl<M: QueueMemory> Core<M> {
+    /// The source exists and can have such an irqfd.
+    fn check_irqfd(&self, item: &IrqfdItem) -> Result<(), Refused> {
+        let IrqfdItem { lisn, kind, .. } = *item;
+        if !self.claims().is_claimed(lisn) {
+            return Err(Refused::NotClaimed(lisn));
+        }
+        if kind > irqfd_kind::LEVEL {
+            let what = format!("irqfd kind {kind} is not defined");
+            return Err(Refused::Value(what));
+        }
+        if kind == irqfd_kind::LEVEL && !self.claims().is_lsi(lisn) {
+            let what = format!("{lisn:#x} is an MSI, which has no level");
+            return Err(Refused::Value(what));
+        }
+        Ok(())
     }
 }
 

@@ -320,8 +320,12 @@ impl EventLoop {
         self.standard.set_identity(block);
     }
 
-    /// The executor or the phase may have changed.
+    /// The executor or the phase may have changed; interrupts may have been ended.
     pub(super) fn after_request(&mut self) -> Result<(), ServerError> {
+        for lisn in self.control.resamples_due() {
+            self.irqfds.resample(lisn);
+            self.control.resampled(lisn);
+        }
         self.irqfds
             .watch(&self.epoll, self.control.executes())
             .map_err(os("epoll_ctl"))?;

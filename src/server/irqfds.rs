@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -27,6 +27,7 @@ pub(super) struct Irqfds {
 struct Entry {
     item: IrqfdItem,
     trigger: File,
+    resample: Option<File>,
     token: u32,
 }
 
@@ -46,6 +47,7 @@ impl Irqfds {
             let entry = Entry {
                 item: irqfd.item,
                 trigger: File::from(irqfd.trigger),
+                resample: irqfd.resample.map(File::from),
                 token: self.next,
             };
             if self.watched {
@@ -73,6 +75,16 @@ impl Irqfds {
             epoll.delete(entry.trigger.as_fd())
         } else {
             Ok(())
+        }
+    }
+
+    /// Writes every resamplefd of a source.
+    pub(super) fn resample(&self, lisn: u32) {
+        for (_, entry) in self.entries.range((lisn, 0)..=(lisn, u32::MAX)) {
+            if let Some(mut fd) = entry.resample.as_ref() {
+                // EAGAIN: the counter is full, so the device has been told already.
+                let _ = fd.write(&1u64.to_ne_bytes());
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod bench;
 mod hang;
+mod levels;
 mod modes;
 mod restart;
 mod serving;

@@ -50,6 +50,15 @@ fn core(executor: Executor) -> Core {
     Core::new(options, ram, Arc::new(|_| ())).unwrap()
 }
 
+fn edge(lisn: u32) -> Irqfd {
+    Irqfd {
+        lisn,
+        input: 0,
+        trigger: Arc::new(Event::new().unwrap()),
+        resample: None,
+    }
+}
+
 fn memfd(size: u64, sealed: bool) -> File {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create(c"test", flags).unwrap());
@@ -197,9 +206,7 @@ fn a_later_daemon_is_handed_the_memory_the_vcpus_and_the_irqfds() {
         write(&core.vcpus).insert(server, Arc::new(vcpu));
     }
     for lisn in 0..300 {
-        core.intake
-            .add_irqfd(0x1000 + lisn, Event::new().unwrap())
-            .unwrap();
+        core.intake.add_irqfd(edge(0x1000 + lisn)).unwrap();
     }
     let (result, told) = shake(&core, GOOD);
     result.unwrap();
@@ -271,9 +278,7 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
     };
     let fds = vec![OwnedFd::from(memfd(core.geometry.size(), true))];
     lock(&core.topology).shm = Some(Shm::accept(&info, fds, &core.geometry).unwrap());
-    core.intake
-        .add_irqfd(0x1000, Event::new().unwrap())
-        .unwrap();
+    core.intake.add_irqfd(edge(0x1000)).unwrap();
     let (result, told) = shake(
         &core,
         Behaviour {
@@ -290,10 +295,5 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
             (0x1005, executor::DAEMON as usize)
         ]
     );
-    assert!(
-        !core
-            .intake
-            .add_irqfd(0x1001, Event::new().unwrap())
-            .unwrap()
-    );
+    assert!(!core.intake.add_irqfd(edge(0x1001)).unwrap());
 }

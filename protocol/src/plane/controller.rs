@@ -137,6 +137,26 @@ impl<S: Storage, H: Host> Controller<'_, S, H> {
         }
     }
 
+    /// The resamplefds of an LSI are due: a dead executor may have left them so.
+    pub fn resample_due(&self, lisn: u32) -> bool {
+        let due = |mode, bit| {
+            let word = self.source_word(lisn, mode);
+            // Acquire pairs with the EOI's swap.
+            word.is_some_and(|(word, _)| word.load(Ordering::Acquire) & bit != 0)
+        };
+        due(Mode::Xive, source::RESAMPLE_DUE) || due(Mode::Xics, ics::RESAMPLE_DUE)
+    }
+
+    /// They have been written. Whichever controller they were due in: the mode may have changed since.
+    pub fn resampled(&self, lisn: u32) {
+        if self.machine.ic_mode.has_xive() {
+            self.xive.resampled(lisn);
+        }
+        if self.machine.ic_mode.has_xics() {
+            self.xics.resampled(lisn);
+        }
+    }
+
     /// Copies the levels of an LSI from the words of controller `from` to those of `to`: half of a mode
     /// switch, at a latched gate. Devices may change the level meanwhile; they store into `from`
     /// first, then into `to`, so that the second look catches what the copy would undo.

@@ -130,6 +130,15 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
         }
     }
 
+    /// The resamplefds of an LSI have been written (see [`Host::resample`]).
+    pub fn resampled(&self, lisn: u32) {
+        // Release: the eventfd writes come before the bit goes.
+        let _ = self
+            .storage
+            .page(Page::Source(lisn))
+            .fetch_and(!source::RESAMPLE_DUE, Ordering::Release);
+    }
+
     /// The line of a source goes high and low again: how PCI MSI and VIO signal.
     pub fn pulse(&self, lisn: u32, input: LevelInput) {
         self.set_level(lisn, input, true);
@@ -230,14 +239,23 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
                 0
             }
             Access::Eoi => {
-                let (_, forwarded) = self.step(lisn, |w| {
-                    let next = if w & source::ASSERTED == 0 {
+                let (old, forwarded) = self.step(lisn, |w| {
+                    // The level from irqfds falls here, in the same step: who still drives it says so
+                    // again when its resamplefd is written.
+                    let bits = match w & source::LEVEL_IRQFD {
+                        0 => w,
+                        _ => w & !source::LEVEL_IRQFD | source::RESAMPLE_DUE,
+                    };
+                    let next = if bits & source::ASSERTED == 0 {
                         pq::eoi(w)
                     } else {
                         pq::eoi_asserted(w, as_qemu)
                     };
-                    (w, next)
+                    (bits, next)
                 });
+                if old & source::LEVEL_IRQFD != 0 {
+                    self.host.resample(lisn);
+                }
                 u64::from(forwarded)
             }
             // Acquire: pairs with the PQ steps; who reads a state sees what led to it.
