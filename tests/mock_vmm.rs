@@ -18,6 +18,8 @@ fn example() -> PathBuf {
 fn run(arguments: &str) -> Output {
     Command::new(example())
         .args(["--daemon", env!("CARGO_BIN_EXE_papr-intc")])
+        // Or it would build the examples that it starts, which are there.
+        .env_remove("CARGO")
         .args(arguments.split_whitespace())
         .output()
         .unwrap()
@@ -61,6 +63,46 @@ fn mapped_nothing_is_lost_though_the_daemon_is_killed() {
         let output = ends_well(&format!("--mode {mode} --duration 1 --kills 1"));
         assert_eq!(value(&output, "kills"), 1);
         assert_eq!(value(&output, "spurious"), 0, "{}", everything(&output));
+    }
+}
+
+#[test]
+fn mapped_nothing_is_lost_or_doubled_however_often_the_daemon_is_killed() {
+    for mode in ["xics", "xive", "dual"] {
+        let output = ends_well(&format!("--mode {mode} --duration 2 --chaos kill=50"));
+        assert!(value(&output, "kills") > 1, "{}", everything(&output));
+        assert_eq!(value(&output, "spurious"), 0, "{}", everything(&output));
+    }
+}
+
+#[test]
+fn remote_nothing_is_lost_however_often_the_daemon_is_killed() {
+    for mode in ["xics", "xive", "dual"] {
+        let output = ends_well(&format!(
+            "--mode {mode} --duration 2 --remote --chaos kill=25"
+        ));
+        assert!(value(&output, "kills") > 1, "{}", everything(&output));
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_the_daemon_is_stopped_for_a_while_or_for_good() {
+    for how in ["", "--remote"] {
+        let output = ends_well(&format!("--duration 2 {how} --chaos stop=4,hang=1"));
+        assert!(value(&output, "stops") > 0, "{}", everything(&output));
+        assert!(value(&output, "hangs") > 0, "{}", everything(&output));
+    }
+}
+
+#[test]
+fn nothing_is_lost_in_upgrades_and_changes_of_the_executor_with_kills_among_them() {
+    for mode in ["xics", "xive"] {
+        let output = ends_well(&format!(
+            "--mode {mode} --duration 2 --chaos kill=3,upgrade=2,switch=2,plug=5"
+        ));
+        assert!(value(&output, "upgrades") > 0, "{}", everything(&output));
+        assert!(value(&output, "plugs") > 0, "{}", everything(&output));
+        assert!(value(&output, "switches") > 0, "{}", everything(&output));
     }
 }
 

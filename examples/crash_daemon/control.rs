@@ -28,7 +28,9 @@ const DETAIL: usize = 5;
 const NEXT: usize = 6;
 /// ARMED of the one after it.
 const AFTER_NEXT: usize = 7;
-const WORDS: usize = 8;
+/// 1: daemons forget what their predecessors had under way, to see that the test notices.
+const FORGETFUL: usize = 8;
+const WORDS: usize = 9;
 
 static PAGE: OnceLock<&'static [AtomicU64; WORDS]> = OnceLock::new();
 
@@ -37,8 +39,8 @@ static PAGE: OnceLock<&'static [AtomicU64; WORDS]> = OnceLock::new();
 pub enum Point {
     /// A write to shared memory, by address.
     Write(usize),
-    /// A system call, by number.
-    Call(i64),
+    /// A system call, by number, and its second argument.
+    Call(i64, i64),
 }
 
 /// Maps the page; from here on points are numbered if the test wants it.
@@ -68,6 +70,9 @@ pub fn open(path: &Path) -> std::io::Result<()> {
         page[COUNT].store(0, Ordering::SeqCst);
         page[ARMED].store(next, Ordering::SeqCst);
     }
+    if page[FORGETFUL].load(Ordering::SeqCst) == 1 {
+        papr_intc::control::journal::forget();
+    }
     let _ = PAGE.set(page);
     Ok(())
 }
@@ -82,14 +87,14 @@ pub fn point(at: Point) -> Option<i32> {
     let errno = page[ERRNO].load(Ordering::SeqCst) as i32;
     let counts = match at {
         Point::Write(_) => errno == 0,
-        Point::Call(call) => errno == 0 || trap::can_fail(call, errno),
+        Point::Call(call, second) => errno == 0 || trap::can_fail(call, second, errno),
     };
     if !counts || page[COUNT].fetch_add(1, Ordering::SeqCst) + 1 != armed {
         return None;
     }
     let (kind, detail) = match at {
         Point::Write(address) => (1, address as u64),
-        Point::Call(call) => (2, call as u64),
+        Point::Call(call, _) => (2, call as u64),
     };
     page[ARMED].store(0, Ordering::SeqCst);
     page[KIND].store(kind, Ordering::SeqCst);

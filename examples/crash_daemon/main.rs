@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         eprintln!("crash_daemon: --crash FILE is expected last");
         return ExitCode::from(2);
     }
+    // A test that is interrupted leaves nothing standing still.
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
     if let Err(e) = control::open(path.as_ref()).and_then(|()| trap::install()) {
         eprintln!("crash_daemon: {e}");
         return ExitCode::from(2);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use papr_intc_protocol::layout::{Compat, IcMode};
 
-use crate::chaos::Rates;
+use crate::chaos::{Rates, What};
 use crate::device_process::ChildArguments;
 
 /// Runs a mock pseries guest on a real papr-intc daemon, kills the daemon meanwhile, and counts
@@ -44,7 +44,7 @@ pub struct Options {
     /// Kill the daemon so many times, at moments that follow from the seed [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "no_kill")]
     pub kills: Option<u32>,
-    /// What happens to the daemon, and how often a second: any of kill, stop, hang, upgrade, switch
+    /// What happens to the daemon, and how often a second: any of kill, stop, hang, upgrade, switch, plug
     #[arg(long, value_name = "NAME=HZ,...", conflicts_with_all = ["kills", "kill_at", "no_kill", "model"])]
     pub chaos: Option<Rates>,
     /// Let the daemon live
@@ -84,6 +84,12 @@ impl Options {
     /// How many kills at seeded moments.
     pub fn seeded_kills(&self) -> u32 {
         self.kills.unwrap_or(1)
+    }
+
+    /// The daemon is replaced by the next release's.
+    pub fn upgrades(&self) -> bool {
+        let chaos = self.chaos.as_ref();
+        chaos.is_some_and(|rates| rates.has(What::Upgrade))
     }
 
     /// What the device process is to do, if this is one.

@@ -38,7 +38,7 @@ impl DeviceProcess {
     pub fn spawn(
         cells: &File,
         count: usize,
-        eventfds: &[(usize, EventFd)],
+        eventfds: &[&(usize, EventFd)],
         seed: u64,
     ) -> io::Result<Self> {
         let list: Vec<String> = eventfds

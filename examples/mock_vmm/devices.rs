@@ -1,5 +1,5 @@
 //! The guest's devices: threads that trigger MSIs, level-sensitive devices, and the reading side of
-//! the devices in the other process.
+//! the devices in other processes.
 //!
 //! Each source has one device. Most wait for their handler before they send again (like a device with
 //! a status register); some send bursts; some send their next number from inside the handler (a
@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::board::{Board, Gone, Step};
 use crate::cells::{Cells, now};
 use crate::device_process::DeviceProcess;
+use crate::ring::Ring;
 use crate::rng::Rng;
 use crate::tally::{Found, Kind};
 
@@ -89,6 +90,8 @@ pub struct Devices {
     /// Number [`EVENTS`] is the VMM's event source.
     pub sources: Vec<Source>,
     process: Option<DeviceProcess>,
+    /// Of the source that has one.
+    ring: Option<Ring>,
     running: RwLock<bool>,
     quit: AtomicBool,
     command: Mutex<Command>,
@@ -101,12 +104,14 @@ impl Devices {
         cells: Cells,
         sources: Vec<Source>,
         process: Option<DeviceProcess>,
+        ring: Option<Ring>,
     ) -> Self {
         Self {
             board,
             cells,
             sources,
             process,
+            ring,
             running: RwLock::new(false),
             quit: AtomicBool::new(false),
             command: Mutex::new(Command::Idle),
@@ -140,6 +145,11 @@ impl Devices {
         if let Some(process) = &self.process {
             process.quit();
         }
+        if let Some(ring) = &self.ring
+            && let Err(gone) = ring.quit()
+        {
+            eprintln!("{gone}");
+        }
     }
 
     /// Sources whose last number no handler has read.
@@ -153,6 +163,16 @@ impl Devices {
     pub fn send(&self, i: usize, times: u64) -> Step {
         let source = &self.sources[i];
         let mut level = source.level();
+        if let (Kind::Ring, Some(ring)) = (source.kind, &self.ring) {
+            // A queue: the next does not wait for the last.
+            for _ in 0..times {
+                if ring.has_room() {
+                    self.cells.post(i);
+                    ring.send(self.cells.sent(i))?;
+                }
+            }
+            return Ok(());
+        }
         if self.cells.outstanding(i) {
             return Ok(());
         }
@@ -177,6 +197,9 @@ impl Devices {
         if source.kind == Kind::Eventfd {
             return self.process.as_ref().map_or(Ok(()), |p| p.reissue(i));
         }
+        if source.kind == Kind::Ring {
+            return self.ring.as_ref().map_or(Ok(()), Ring::call_again);
+        }
         let mut level = source.level();
         if !self.cells.outstanding(i) {
             return Ok(());
@@ -199,6 +222,13 @@ impl Devices {
     /// The handler reads its device. An LSI's device lowers its line here.
     pub fn handler_reads(&self, i: usize) -> Step<Found> {
         let source = &self.sources[i];
+        if let (Kind::Ring, Some(ring)) = (source.kind, &self.ring) {
+            let taken = ring.take()?;
+            return Ok(taken.map_or_else(
+                || Self::without_news(&source.credit),
+                |taken| self.news(i, taken.number, taken.stamp),
+            ));
+        }
         let sent = if source.kind == Kind::Lsi {
             let mut level = source.level();
             if *level {
@@ -221,11 +251,22 @@ impl Devices {
     fn note(&self, i: usize, credit: &AtomicU64) -> Found {
         let (seen, sent) = (self.cells.seen(i), self.cells.sent(i));
         if sent > seen {
-            let age = now().saturating_sub(self.cells.stamp(i));
-            credit.fetch_add(sent - seen - 1, Ordering::Relaxed);
-            self.cells.saw(i, sent);
-            Found::New(age)
-        } else if credit.load(Ordering::Relaxed) > 0 {
+            self.news(i, sent, self.cells.stamp(i))
+        } else {
+            Self::without_news(credit)
+        }
+    }
+
+    /// Everything up to `number` is new; the triggers before the last may each give one more handler run.
+    fn news(&self, i: usize, number: u64, stamp: u64) -> Found {
+        let before = number.saturating_sub(self.cells.seen(i) + 1);
+        self.sources[i].credit.fetch_add(before, Ordering::Relaxed);
+        self.cells.saw(i, number);
+        Found::New(now().saturating_sub(stamp))
+    }
+
+    fn without_news(credit: &AtomicU64) -> Found {
+        if credit.load(Ordering::Relaxed) > 0 {
             credit.fetch_sub(1, Ordering::Relaxed);
             Found::Repeat
         } else {

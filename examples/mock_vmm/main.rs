@@ -4,8 +4,8 @@
 //!     cargo run --release --example mock_vmm -- --mode dual --vcpus 4 --duration 10
 //!
 //! What runs: [`guest`] is a kernel that uses its interrupt controller as Linux does; [`devices`] and
-//! [`device_process`] trigger its interrupts, from threads and from another process; [`conductor`]
-//! boots, drains, reboots and resets; [`chaos`] kills, stops and replaces the daemon; [`cells`] is the ground truth by which
+//! [`device_process`] trigger its interrupts, from threads and from another process, and [`ring`] has
+//! a vhost-user device do so (`examples/vhost_device`); [`conductor`] boots, drains, reboots and resets; [`chaos`] kills, stops and replaces the daemon; [`cells`] is the ground truth by which
 //! nothing may be lost. [`real`] is the part to read for someone who wants to embed papr-intc.
 //!
 //! It ends with 0 if nothing was lost and nothing answered wrongly, 1 if something was, 2 if it could
@@ -26,6 +26,7 @@ mod halt;
 mod model;
 mod real;
 mod report;
+mod ring;
 mod rng;
 mod setup;
 mod tally;

@@ -29,8 +29,8 @@ const SWITCH_LIMIT: Duration = Duration::from_secs(10);
 pub struct Setup {
     /// The machine.
     pub machine: Machine,
-    /// Bytes of guest RAM.
-    pub ram: u64,
+    /// Guest RAM.
+    pub ram: Arc<GuestRam>,
     /// The daemon runs the data plane.
     pub remote: bool,
     /// Every call goes to the daemon.
@@ -55,8 +55,7 @@ pub struct Real {
 impl Real {
     /// Starts the daemon. `kick(server)`: look again at that vCPU's line.
     pub fn start(setup: Setup, kick: Kick) -> Step<Self> {
-        let ram = GuestRam::new(&[(0, setup.ram)]).map_err(|e| Gone(format!("guest RAM: {e}")))?;
-        let ram = Arc::new(ram);
+        let ram = setup.ram;
         let options = Options {
             executor: if setup.remote {
                 Executor::Daemon
@@ -174,6 +173,18 @@ impl Board for Real {
         self.intc.resume(Some(to))?;
         *switched = to;
         Ok(())
+    }
+    fn plug(&self) -> Step {
+        // The last server number is nobody's: the guest does not start that vCPU.
+        let vcpu = self.intc.connect_vcpu(self.machine().servers - 1)?;
+        let line = vcpu.pending();
+        vcpu.disconnect()?;
+        match line {
+            false => Ok(()),
+            true => Err(Gone(
+                "the line of a vCPU that was just plugged in is high".into(),
+            )),
+        }
     }
     fn picture(&self) -> String {
         let picture = self.intc.query(query::PIC, 0);

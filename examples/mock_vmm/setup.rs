@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use papr_intc_frontend::GuestRam;
 use papr_intc_protocol::layout::Machine;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -15,17 +16,18 @@ use crate::conductor::{Conductor, MSI_RANGE_START, all_latencies, claim_msis};
 use crate::device_process::DeviceProcess;
 use crate::devices::{Devices, Source, Style};
 use crate::faults::{BrokenBoard, Faults};
-use crate::find_daemon::find_daemon;
+use crate::find_daemon::{find_daemon, find_example};
 use crate::guest::cpu::Role;
 use crate::guest::{self, Platform};
 use crate::halt::Halt;
 use crate::model::Model;
 use crate::real::{Real, Setup};
+use crate::ring::{self, Ring};
 use crate::rng::Rng;
 use crate::tally::{Kind, Tally};
 use crate::{chaos, report};
 
-/// Guest RAM: the event queues are all that is kept in it.
+/// Guest RAM: the event queues, and at the end the ring of the vhost-user device.
 pub const RAM: u64 = 64 << 20;
 /// Number of the VMM's event source (pseries: hot-plug events).
 const EVENT_LISN: u32 = 0x1001;
@@ -44,15 +46,17 @@ pub fn run(options: Options) -> Step<bool> {
     let (cells, cells_file) = Cells::create(sources.len()).map_err(io("the cells' memfd"))?;
     // The device process first: it inherits descriptors, which nothing started later should.
     let eventfds = make_eventfds(&sources)?;
-    let process = spawn_devices(&options, &cells_file, &cells, &eventfds)?;
-    let board = make_board(&options, &halts, &faults)?;
+    let process = spawn_devices(&options, &cells_file, &cells, &sources, &eventfds)?;
+    let ram = Arc::new(GuestRam::new(&[(0, RAM)]).map_err(io("guest RAM"))?);
+    let ring = start_ring(&sources, &eventfds, &ram)?;
+    let board = make_board(&options, &ram, &halts, &faults)?;
     for source in sources.iter().filter(|s| s.lisn() != 0) {
         board.claim(Numbers::Fixed(source.lisn(), source.kind == Kind::Lsi))?;
     }
     let cpus = (0..options.vcpus)
         .map(|vcpu| board.connect(vcpu * options.stride))
         .collect::<Step<Vec<_>>>()?;
-    let devices = Arc::new(Devices::new(board.clone(), cells, sources, process));
+    let devices = Arc::new(Devices::new(board.clone(), cells, sources, process, ring));
     let mut rng = Rng::new(options.seed, 1);
     claim_msis(&devices, &mut rng)?;
     let platform = make_platform(board, devices, halts, cpus, options.stride);
@@ -119,6 +123,7 @@ fn plan_sources(options: &Options) -> Vec<Source> {
                 next_lsi += 1;
                 Source::new(next_lsi - 1, Kind::Lsi, Style::Polite)
             }
+            1 if !options.model && i == 1 => Source::new(0, Kind::Ring, Style::Burst),
             1 | 3 | 5 if !options.model && i < 512 => Source::new(0, Kind::Eventfd, Style::Polite),
             2 => Source::new(0, Kind::Msi, Style::Doorbell),
             4 => Source::new(0, Kind::Msi, Style::Burst),
@@ -133,7 +138,7 @@ fn make_eventfds(sources: &[Source]) -> Step<Vec<(usize, EventFd)>> {
     let with = sources
         .iter()
         .enumerate()
-        .filter(|(_, s)| s.kind == Kind::Eventfd);
+        .filter(|(_, s)| s.kind.is_elsewhere());
     with.map(|(i, _)| Ok((i, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
         .collect::<std::io::Result<_>>()
         .map_err(io("an eventfd"))
@@ -143,18 +148,45 @@ fn spawn_devices(
     options: &Options,
     file: &File,
     cells: &Cells,
+    sources: &[Source],
     eventfds: &[(usize, EventFd)],
 ) -> Step<Option<DeviceProcess>> {
-    if eventfds.is_empty() {
+    let its: Vec<_> = eventfds
+        .iter()
+        .filter(|(i, _)| sources[*i].kind == Kind::Eventfd)
+        .collect();
+    if its.is_empty() {
         return Ok(None);
     }
-    DeviceProcess::spawn(file, cells.len(), eventfds, options.seed)
+    DeviceProcess::spawn(file, cells.len(), &its, options.seed)
         .map(Some)
         .map_err(io("the device process"))
 }
 
-fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Arc<dyn Board>> {
-    let servers = (options.vcpus - 1) * options.stride + 1;
+fn start_ring(
+    sources: &[Source],
+    eventfds: &[(usize, EventFd)],
+    ram: &Arc<GuestRam>,
+) -> Step<Option<Ring>> {
+    let mut eventfds = eventfds.iter();
+    let Some((_, call)) = eventfds.find(|(i, _)| sources[*i].kind == Kind::Ring) else {
+        return Ok(None);
+    };
+    let binary = find_example("vhost_device").map_err(Gone)?;
+    let call = call.try_clone().map_err(io("an eventfd"))?;
+    Ring::start(&binary, ram.clone(), RAM - ring::SIZE, call)
+        .map(Some)
+        .map_err(io("the vhost-user device"))
+}
+
+fn make_board(
+    options: &Options,
+    ram: &Arc<GuestRam>,
+    halts: &Halts,
+    faults: &Arc<Faults>,
+) -> Step<Arc<dyn Board>> {
+    // And one to be plugged in.
+    let servers = (options.vcpus - 1) * options.stride + 2;
     let mode = options.mode.ic_mode();
     let mut machine = Machine::pseries(mode, options.compat.compat(), servers);
     // Room for blocks that are aligned to their size.
@@ -176,17 +208,17 @@ fn make_board(options: &Options, halts: &Halts, faults: &Arc<Faults>) -> Step<Ar
     }
     let setup = Setup {
         machine,
-        ram: RAM,
+        ram: ram.clone(),
         remote: options.remote,
         forward_all: options.forward_all,
         daemon: match &options.daemon {
             Some(path) => path.clone(),
             None => find_daemon().map_err(Gone)?,
         },
-        next: std::env::current_exe()
-            .map(|own| own.with_file_name("next_daemon"))
-            .ok()
-            .filter(|next| next.exists()),
+        next: match options.upgrades() {
+            true => Some(find_example("next_daemon").map_err(Gone)?),
+            false => None,
+        },
     };
     let board = Arc::new(Real::start(setup, Arc::new(kick))?);
     let forget = {

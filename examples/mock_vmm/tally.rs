@@ -14,12 +14,14 @@ pub enum Kind {
     Msi,
     /// An eventfd written by the device process.
     Eventfd,
+    /// A vhost-user device: the buffers of its queue.
+    Ring,
     /// A level.
     Lsi,
 }
 
 /// All kinds, in the order of the summary.
-pub const KINDS: [Kind; 4] = [Kind::Ipi, Kind::Msi, Kind::Eventfd, Kind::Lsi];
+pub const KINDS: [Kind; 5] = [Kind::Ipi, Kind::Msi, Kind::Eventfd, Kind::Ring, Kind::Lsi];
 
 impl Kind {
     /// For people.
@@ -28,8 +30,14 @@ impl Kind {
             Self::Ipi => "IPI",
             Self::Msi => "MSI, device thread",
             Self::Eventfd => "MSI, eventfd of a process",
+            Self::Ring => "MSI, vhost-user queue",
             Self::Lsi => "LSI",
         }
+    }
+
+    /// Another process signals it, when it likes.
+    pub fn is_elsewhere(self) -> bool {
+        matches!(self, Self::Eventfd | Self::Ring)
     }
 }
 
@@ -51,7 +59,7 @@ macro_rules! counters {
         pub struct Tally {
             $($(#[$doc])* pub $name: AtomicU64,)*
             /// Handler runs that found something new, by [`Kind`].
-            pub delivered: [AtomicU64; 4],
+            pub delivered: [AtomicU64; KINDS.len()],
             /// What the controller answered wrongly; the first few.
             pub wrong: Mutex<Vec<String>>,
         }

@@ -108,6 +108,23 @@ pub struct Ticket {
     pub seq: u64,
 }
 
+/// Makes this daemon forget what a predecessor had under way. For the test that such a daemon is noticed.
+#[cfg(feature = "crash-points")]
+pub fn forget() {
+    // Relaxed: set before the daemon begins.
+    FORGETFUL.store(true, Ordering::Relaxed);
+}
+
+#[cfg(feature = "crash-points")]
+static FORGETFUL: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+fn is_forgetful() -> bool {
+    #[cfg(feature = "crash-points")]
+    return FORGETFUL.load(Ordering::Relaxed);
+    #[cfg(not(feature = "crash-points"))]
+    false
+}
+
 /// The journal on some storage.
 #[derive(Clone, Copy)]
 pub struct Journal<'a, S>(pub &'a S);
@@ -176,6 +193,9 @@ impl<S: TableStorage> Journal<'_, S> {
 
     /// What a predecessor had under way.
     pub fn open(&self) -> Option<(Ticket, Operation)> {
+        if is_forgetful() {
+            return None;
+        }
         let detail = |i| self.get(Table::Journal(journal::DETAIL + i));
         let kind = self.get(Table::Journal(journal::OPERATION));
         let operation = Operation::from_words([kind, detail(0), detail(1), detail(2)])?;
@@ -196,7 +216,7 @@ impl<S: TableStorage> Journal<'_, S> {
 
     /// The reply of a request that is sent again, if it was executed.
     pub fn replay(&self, ticket: Ticket) -> Option<Vec<u8>> {
-        if ticket.seq == 0 || self.last(ticket.channel) != ticket.seq {
+        if is_forgetful() || ticket.seq == 0 || self.last(ticket.channel) != ticket.seq {
             return None;
         }
         let length = self.get(Table::Reply(ticket.channel, 1)) as usize;

@@ -16,7 +16,8 @@ const KIND: u64 = 4;
 const DETAIL: u64 = 5;
 const NEXT: u64 = 6;
 const AFTER_NEXT: u64 = 7;
-const BYTES: u64 = 64;
+const FORGETFUL: u64 = 8;
+const BYTES: u64 = 72;
 
 /// The page. A file is enough: nothing here is fast.
 pub struct Control(File);
@@ -62,6 +63,11 @@ impl Control {
         self.prepare(errno);
         self.set(AFTER_NEXT, after);
         self.set(NEXT, n);
+    }
+
+    /// Daemons that start from now on forget what was under way.
+    pub fn make_forgetful(&self) {
+        self.set(FORGETFUL, 1);
     }
 
     /// Nothing more happens.

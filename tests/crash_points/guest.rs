@@ -295,10 +295,14 @@ impl Guest {
         found
     }
 
-    /// SIGKILL to whichever daemon there is.
+    /// SIGKILL to the daemon that stands still. It may do so before the front-end knows its pid.
     pub fn kill(&self) {
-        if let Some(pid) = self.intc.daemon_pid() {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
+        let pid = loop {
+            match self.intc.daemon_pid() {
+                Some(pid) => break pid,
+                None => std::thread::yield_now(),
+            }
+        };
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
     }
 }

@@ -25,7 +25,20 @@ pub struct Scenario {
     pub operation: Operation,
     /// What the VMM's threads do meanwhile.
     pub active: [Step; 2],
+    /// Recovery from it is cut everywhere too.
+    pub recovery: bool,
 }
+
+/// Those whose recovery has most to do.
+const RECOVERIES: [&str; 7] = [
+    "ibm,set-xive moves a pending source",
+    "CAS to XIVE",
+    "claim of an MSI",
+    "H_INT_SET_QUEUE_CONFIG moves a queue",
+    "quiesce and resume, XICS",
+    "H_XIRR then H_EOI",
+    "ESB loads: EOI of what came again",
+];
 
 fn nothing(_: &Guest) {}
 
@@ -387,6 +400,7 @@ pub fn all() -> Vec<Scenario> {
                 setup: *setup,
                 operation: *operation,
                 active,
+                recovery: RECOVERIES.contains(name),
             });
         }
     }
@@ -397,6 +411,7 @@ pub fn all() -> Vec<Scenario> {
             setup: *setup,
             operation: *operation,
             active: [nothing, nothing],
+            recovery: RECOVERIES.contains(name),
         });
     }
     all

@@ -10,7 +10,7 @@ use super::cpu::Core;
 use super::{Choice, Kernel, Platform, call, hotplug};
 use crate::board::{Cpu, Step};
 use crate::rng::Rng;
-use crate::tally::{Kind, Tally};
+use crate::tally::Tally;
 
 /// What a boot is to do.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ fn poll_interrupts(
     let (devices, tally) = (&platform.devices, &*platform.tally);
     for _ in 0..times {
         let i = rng.below(devices.sources.len() as u64) as usize;
-        if devices.sources[i].kind == Kind::Eventfd || devices.cells.outstanding(i) {
+        if devices.sources[i].kind.is_elsewhere() || devices.cells.outstanding(i) {
             continue;
         }
         let lisn = devices.sources[i].lisn();

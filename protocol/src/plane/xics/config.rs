@@ -325,18 +325,24 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     pub fn replay(&self, irq: u32) {
         let Some(n) = self.source_of(irq) else { return };
         let source = self.source_word(n);
-        // Acquire: most sources have nothing to replay.
-        if source.load(Acquire) & LATCHED == 0 {
-            return;
+        for _ in 0..self.attempts() {
+            // Acquire: most sources have nothing to replay.
+            let old = source.load(Acquire);
+            if old & LATCHED == 0 {
+                return;
+            }
+            // The event changes its place in one swap: at no moment is it in no word. (A token in hand
+            // would be taken for an earlier event that is presented already, if we died.)
+            let waits = match (old & LSI != 0, priority(old) == MASKED) {
+                (true, _) => 0,
+                (false, true) => MASKED_PENDING,
+                (false, false) => REJECTED,
+            };
+            // AcqRel: takes over what the trigger published.
+            if Self::swap(source, old, old & !LATCHED | waits, AcqRel) {
+                return self.look_again(irq);
+            }
         }
-        self.host.journal(irq, 0);
-        // AcqRel: takes over what the trigger published.
-        let was = source.fetch_and(!LATCHED, AcqRel);
-        if was & (LATCHED | LSI) == LATCHED {
-            self.settle(Work::Deliver(n));
-            self.close();
-        } else {
-            self.look_again(irq);
-        }
+        self.host.contended(irq);
     }
 }
