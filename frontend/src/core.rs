@@ -131,13 +131,9 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// The daemon lets `by` execute.
-    pub fn check_executor(&self, by: Option<Executor>) -> Result<(), Error> {
-        if self.demoted && by == Some(Executor::FrontEnd) {
-            let what = "it runs another plane ABI and asked for remote mode";
-            return Err(Error::Unfit(what.to_owned()));
-        }
-        Ok(())
+    /// Who may execute if the VMM wants `to`: a daemon that has asked for remote mode gets it.
+    pub fn allowed(&self, to: Executor) -> Executor {
+        if self.demoted { Executor::Daemon } else { to }
     }
 }
 

@@ -210,13 +210,13 @@ impl Handshake<'_> {
     }
 
     fn hello(&self, topology: &Topology) -> Result<HelloReply, Error> {
-        let maps = topology.wanted == Executor::FrontEnd;
         let request = Hello {
             protocol_min: OWN.protocol_min,
             protocol_max: OWN.protocol_max,
             layout_min: OWN.layout,
             layout_max: OWN.layout,
-            plane_abi: if maps { OWN.plane } else { 0 },
+            // In remote mode too: the VMM may want mapped mode later, under this daemon.
+            plane_abi: OWN.plane,
             zero: 0,
             features: 0,
             generation: topology.shm.as_ref().map_or(0, Shm::generation),

@@ -29,7 +29,6 @@ use crate::shm::Shm;
 use crate::source::Source;
 use crate::supervisor;
 use crate::sync::{lock, write};
-use crate::upgrade::{Order, Upgraded};
 use crate::vcpu::{Vcpu, VcpuState};
 
 /// A running interrupt controller. Clones are the same one; when the last is gone, it is shut down.
@@ -135,21 +134,6 @@ impl Intc {
         self.0.shutdown();
     }
 
-    /// Puts another launcher's daemon in the place of the one that serves, and of those that will be started
-    /// later. Interrupts flow meanwhile (in mapped mode), calls wait.
-    ///
-    /// # Errors
-    /// Why the new daemon does not serve: one that does not fit is refused before the old one is touched;
-    /// if it fails later, the old binary serves again.
-    pub fn upgrade(&self, launcher: Launcher) -> Result<Upgraded, Error> {
-        let (done, result) = std::sync::mpsc::channel();
-        if !self.core().signals.order(Order::Upgrade { launcher, done }) {
-            return Err(self.core().main.shut_error().unwrap_or(Error::ShutDown));
-        }
-        // Dropped unanswered: nothing is done any more.
-        result.recv().unwrap_or(Err(Error::ShutDown))
-    }
-
     /// Remote mode from now on: the daemon runs the data plane, irqfds included. For a VMM that has
     /// learnt of a defect in the plane that it is linked with.
     ///
@@ -162,7 +146,8 @@ impl Intc {
     /// Mapped mode from now on.
     ///
     /// # Errors
-    /// As [`demote`](Self::demote); [`Error::Unfit`] if the daemon itself asked for remote mode.
+    /// As [`demote`](Self::demote); [`Error::Unfit`] if the daemon itself asked for remote mode: then that is
+    /// kept, and the wish is remembered for the next daemon.
     pub fn promote(&self) -> Result<(), Error> {
         self.run_by(Executor::FrontEnd)
     }
@@ -172,7 +157,12 @@ impl Intc {
         self.resume(Some(executor)).or_else(|e| {
             self.resume(None)?;
             Err(e)
-        })
+        })?;
+        if self.executor() == executor {
+            return Ok(());
+        }
+        let what = "it asked for remote mode; the next one that does not will be obeyed";
+        Err(Error::Unfit(what.to_owned()))
     }
 
     /// Who runs the data plane at present.
@@ -310,11 +300,12 @@ impl Intc {
             deadline_ms,
             zero: 0,
         };
-        self.reach_depth(depth + 1, |_| Ok(request.clone()))
+        self.reach_depth(depth + 1, |_| request.clone())
     }
 
     /// Undoes one quiesce; the last one replays what was recorded, under `by` as executor if given:
-    /// mapped and remote mode change here, irqfds included.
+    /// mapped and remote mode change here, irqfds included. A daemon that has asked for remote mode keeps it;
+    /// the wish is remembered for the next one.
     pub fn resume(&self, by: Option<Executor>) -> Result<(), Error> {
         let _one = lock(&self.0.quiescing);
         let depth = match self.quiesce_depth() {
@@ -331,10 +322,12 @@ impl Intc {
             (topology.executor, topology.wanted)
         };
         let request = |topology: &Topology| {
-            topology.check_executor(by)?;
             // Another daemon may have turned the machine meanwhile, which this one completes.
-            let executor = executor_code(by.unwrap_or(topology.executor));
-            Ok(Resume { executor, zero: 0 })
+            let to = topology.allowed(by.unwrap_or(topology.executor));
+            Resume {
+                executor: executor_code(to),
+                zero: 0,
+            }
         };
         let handed = by.map_or(Ok(()), |to| {
             lock(&core.topology).wanted = to;
@@ -363,13 +356,12 @@ impl Intc {
     fn reach_depth<R: Request>(
         &self,
         depth: u64,
-        request: impl Fn(&Topology) -> Result<R, Error>,
+        request: impl Fn(&Topology) -> R,
     ) -> Result<(), Error> {
         in_one_session(self.core(), |topology| {
-            let request = request(topology)?;
             let now = topology.shm.as_ref().map_or(0, Shm::quiesce_depth);
             if now != depth {
-                self.core().ask_session(&request, &[])?;
+                self.core().ask_session(&request(topology), &[])?;
             }
             topology.quiesced = depth;
             Ok(())
@@ -379,13 +371,20 @@ impl Intc {
     /// Before the executor is `to`: the pages are mapped, and the other side does not read the irqfds.
     fn hand_over(&self, to: Executor) -> Result<(), Error> {
         let core = self.core();
-        if to == Executor::Daemon {
-            core.intake.pause();
-        } else if let Some(shm) = &lock(&core.topology).shm {
-            core.ensure_mapped(shm)?;
+        {
+            let topology = lock(&core.topology);
+            match (topology.allowed(to), &topology.shm) {
+                (Executor::Daemon, _) => {
+                    core.intake.pause();
+                }
+                (Executor::FrontEnd, Some(shm)) => {
+                    core.ensure_mapped(shm)?;
+                }
+                (Executor::FrontEnd, None) => {}
+            }
         }
         in_one_session(core, |topology| {
-            topology.check_executor(Some(to))?;
+            let to = topology.allowed(to);
             // From here on a new daemon is started so. The gate is latched: nobody executes yet.
             topology.executor = to;
             core.set_remote(to == Executor::Daemon);

@@ -18,6 +18,7 @@ use crate::connection::Connection;
 use crate::core::Core;
 use crate::error::Error;
 use crate::handshake::{self, Introduced};
+use crate::intc::Intc;
 use crate::process::Launcher;
 use crate::supervisor::{GOODBYE_LIMIT, Session, Supervisor};
 use crate::sync::lock;
@@ -39,6 +40,23 @@ pub struct Upgraded {
     pub away: Duration,
     /// Generation of the shared memory.
     pub generation: u64,
+}
+
+impl Intc {
+    /// Puts another launcher's daemon in the place of the one that serves, and of those that will be started
+    /// later. Interrupts flow meanwhile (in mapped mode), calls wait.
+    ///
+    /// # Errors
+    /// Why the new daemon does not serve: one that does not fit is refused before the old one is touched;
+    /// if it fails later, the old binary serves again.
+    pub fn upgrade(&self, launcher: Launcher) -> Result<Upgraded, Error> {
+        let (done, result) = std::sync::mpsc::channel();
+        if !self.core().signals.order(Order::Upgrade { launcher, done }) {
+            return Err(self.core().main.shut_error().unwrap_or(Error::ShutDown));
+        }
+        // Dropped unanswered: nothing is done any more.
+        result.recv().unwrap_or(Err(Error::ShutDown))
+    }
 }
 
 impl Supervisor {

@@ -100,17 +100,18 @@ fn a_guest_that_was_born_on_the_next_version_moves_to_this_one() {
 }
 
 #[test]
-fn the_vmm_cannot_promote_what_the_daemon_demoted() {
-    let bench = Bench::start(&How::mapped(IcMode::Xics));
+fn the_vmm_cannot_promote_what_the_daemon_demoted_but_its_wish_is_remembered() {
+    let bench = Bench::start(&How::remote(IcMode::Xics));
     bench.intc.upgrade(next(&[])).unwrap();
-    assert!(matches!(bench.intc.promote(), Err(Error::Unfit(_))));
     bench.open(0);
     bench.xics_source(FIRST, false, 0);
+    assert!(matches!(bench.intc.promote(), Err(Error::Unfit(_))));
+    assert_eq!(bench.intc.executor(), Executor::Daemon);
     bench.trigger(FIRST);
     bench.wait_for_line(0, true);
-    // What the VMM wanted before is what it gets from a daemon that allows it.
     bench.intc.upgrade(launcher()).unwrap();
     assert_eq!(bench.intc.executor(), Executor::FrontEnd);
+    assert_eq!(bench.accept(0), FIRST);
 }
 
 #[test]

@@ -54,7 +54,7 @@ wire_structs! {
         pub layout_min: u16,
         /// Highest.
         pub layout_max: u16,
-        /// Plane ABI that the front-end runs, 0 if it maps nothing.
+        /// Plane ABI that the front-end runs, or would; 0 if it never maps.
         pub plane_abi: u16,
         /// Zero.
         pub zero: u16,
