@@ -376,6 +376,55 @@ fn memory_is_refused_while_its_daemon_lives_and_taken_when_it_is_dead() {
 }
 
 #[test]
+fn records_are_not_trusted_after_three_starts_that_failed() {
+    let (daemon, mut guest) = Guest::new(machine());
+    for lisn in [LISN, LISN + 1] {
+        guest.claim_msi(lisn);
+        assert_eq!(guest.rtas(RtasCall::SetXive, &[lisn, 2, 5]), 0);
+    }
+    // Rejected: it waits in its source's word, the other one is presented.
+    trigger(&guest, LISN);
+    let seq = guest.main.last_seq() + 1;
+    guest.main.go_on_from(seq);
+    daemon.kill();
+    // A release that nobody asked for, and a commit that wipes the source's word.
+    announce(&guest, seq, [3, (LISN + 1).into(), 1, 0], &[]);
+    let g = guest.machine.geometry().unwrap();
+    let set = |word, value: u64| {
+        let at = g.table_offset(Table::Journal(word));
+        guest.shm.write_all_at(&value.to_ne_bytes(), at).unwrap();
+    };
+    let source = u64::from(LISN - guest.machine.xics_base);
+    set(journal::REDO_FIRST, 9 << 56 | source);
+    set(journal::REDO_FIRST + 1, 0);
+    set(journal::REDO, 1);
+    for start in 1..=3 {
+        let (daemon, socket) = Daemon::connected(&[]);
+        guest.main = Client::new(socket);
+        negotiate(&guest.main);
+        guest.main.hello();
+        let taken = guest.set_shm().unwrap();
+        assert_eq!(taken.start_count, start);
+        guest.info.generation = taken.generation;
+        daemon.kill();
+    }
+    guest.main.go_on_from(seq);
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let (taken, started) = guest.reconnect(socket, executor::DAEMON);
+    assert_eq!((taken.start_count, started.redone), (4, 0));
+    guest.must(2, opcode::H_CPPR, &[0xff]);
+    let xirr = guest.must(2, opcode::H_XIRR, &[]);
+    assert_eq!(
+        xirr & 0xff_ffff,
+        u64::from(LISN),
+        "the event is still there"
+    );
+    guest.must(2, opcode::H_EOI, &[xirr]);
+    trigger(&guest, LISN + 1);
+    assert!(line(&guest, 2), "the other one is still claimed and routed");
+}
+
+#[test]
 fn the_lock_goes_with_the_daemon_even_if_the_vmm_lives_on() {
     let (daemon, mut guest) = Guest::new(machine());
     let (daemon, _) = restart(daemon, &mut guest);

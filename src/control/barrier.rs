@@ -174,11 +174,6 @@ fn mode_number(m: Mode) -> u32 {
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
-    /// A machine-wide operation is under way: nothing else is to be served.
-    pub fn in_barrier(&self) -> bool {
-        self.barrier.is_some()
-    }
-
     /// CAS: answers at once if the choice is impossible; then nothing has changed.
     pub(super) fn cas(&mut self, request: &Cas, now: Instant) -> Result<Option<Vec<u8>>, Refused> {
         let core = self.core()?;
@@ -262,36 +257,36 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     /// Goes on with the machine-wide operation. `Some`: it is over for the requester, this is the
-    /// answer. Call it until [`Self::in_barrier`] is false.
+    /// answer. `None`: threads of the VMM are still waited for.
     pub fn poll_barrier(&mut self, now: Instant) -> Option<Result<Vec<u8>, Refused>> {
         let mut barrier = self.barrier.take()?;
         let core = self.core.as_ref()?;
-        let over = barrier.grace.poll(core.plane.storage());
-        match (over, barrier.opening) {
-            (false, _) if now < barrier.deadline => {
-                self.barrier = Some(barrier);
-                None
-            }
-            (false, false) => Some(Err(self.give_up(&barrier))),
-            (false, true) => {
-                let answer = core.answer(&barrier.work);
-                self.reopening = Some(barrier.grace);
-                Some(answer)
-            }
-            (true, false) => {
-                core.at_the_gate(&barrier.work);
-                if core.depth() > 0 {
+        loop {
+            let over = barrier.grace.poll(core.plane.storage());
+            match (over, barrier.opening) {
+                (false, _) if now < barrier.deadline => {
+                    self.barrier = Some(barrier);
+                    return None;
+                }
+                (false, false) => return Some(Err(self.give_up(&barrier))),
+                (false, true) => {
+                    let answer = core.answer(&barrier.work);
+                    self.reopening = Some(barrier.grace);
+                    return Some(answer);
+                }
+                (true, false) => {
+                    core.at_the_gate(&barrier.work);
+                    if core.depth() > 0 {
+                        return Some(core.answer(&barrier.work));
+                    }
+                    core.set_gate(Gate::Open);
+                    barrier.opening = true;
+                    barrier.grace = core.grace();
+                }
+                (true, true) => {
+                    core.replay_all();
                     return Some(core.answer(&barrier.work));
                 }
-                core.set_gate(Gate::Open);
-                barrier.opening = true;
-                barrier.grace = core.grace();
-                self.barrier = Some(barrier);
-                None
-            }
-            (true, true) => {
-                core.replay_all();
-                Some(core.answer(&barrier.work))
             }
         }
     }

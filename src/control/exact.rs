@@ -156,6 +156,13 @@ where
         true
     }
 
+    /// Forgets what a dead predecessor had committed. `true` if there was something.
+    pub fn drop_records(&self) -> bool {
+        let found = self.get(journal::REDO) != 0;
+        self.set(journal::REDO, 0);
+        found
+    }
+
     /// The count of this irqfd is about to be read.
     pub fn intend(&self, item: &IrqfdItem) {
         self.set(journal::IRQFD, irqfd(item));

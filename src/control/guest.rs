@@ -190,7 +190,10 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     pub(super) fn rtas(&mut self, request: &Rtas, ticket: Ticket) -> Result<RtasReply, Refused> {
         let rets = self.core()?.rtas(request, ticket)?;
-        Ok(wire_rets(&rets, self.line(request.server)))
+        let reply = wire_rets(&rets, self.line(request.server));
+        // A guest that has no room for a status gets none.
+        let written = reply.written.min(request.nret);
+        Ok(RtasReply { written, ..reply })
     }
 
     pub(super) fn mmio(&mut self, access: &Mmio) -> Result<MmioReply, Refused> {

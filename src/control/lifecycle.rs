@@ -198,6 +198,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         if self.bereaved {
             core.bury_front_end();
         }
+        core.distrust();
         let (redone, in_doubt) = core.recover();
         core.raise_flags(&self.versions);
         let gate = if core.depth() == 0 {

@@ -8,6 +8,7 @@
 //! * [`sources`]: claims in both controllers. [`claims`]: the allocator.
 //! * [`vcpus`]: connecting, resetting.
 //! * [`descriptors`]: what a descriptor must be before we use it.
+//! * `distrust`: recovery after several starts that failed.
 //! * [`exact`]: operations of an executing daemon happen once or not at all.
 //! * [`journal`]: what a successor needs. [`host`]: the daemon as an executor of transitions.
 //! * [`query`]: state for people.
@@ -15,6 +16,7 @@
 pub mod barrier;
 pub mod claims;
 pub mod descriptors;
+mod distrust;
 pub mod error;
 pub mod exact;
 pub mod guest;

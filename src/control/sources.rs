@@ -49,6 +49,20 @@ impl<M: QueueMemory> Core<M> {
         Ok(())
     }
 
+    /// Nothing stands in the way of freeing these now: no END lock is stuck, no forward is running.
+    fn check_free(&self, first: u32, count: u32) -> Result<(), Refused> {
+        let xive = self.controller().xive;
+        for lisn in first..first + count {
+            if let Some(eas) = xive.source_config(lisn.into()) {
+                // As it is: this only takes and gives back the END's lock.
+                xive.set_source_config(lisn, eas)
+                    .map_err(|Busy| Refused::Busy(lisn))?;
+            }
+            self.sync_one(lisn)?;
+        }
+        Ok(())
+    }
+
     fn sync_one(&self, lisn: u32) -> Result<(), Refused> {
         let xive = self.controller().xive;
         for spins in 0..SYNC_LOOKS {
@@ -80,6 +94,9 @@ impl<M: QueueMemory + Clone> Control<M> {
     pub(super) fn free(&mut self, free: &Free, ticket: Ticket) -> Result<(), Refused> {
         let core = self.core()?;
         core.claims().check_claimed(free.first, free.count)?;
+        if core.machine().ic_mode.has_xive() {
+            core.check_free(free.first, free.count)?;
+        }
         let operation = Operation::Free {
             first: free.first,
             count: free.count,

@@ -1,6 +1,8 @@
 //! The daemon's end of the Unix socket.
 //!
 //! * [`event_loop`]: the one thread that serves.
+//! * `connection`: a socket, message by message. `serving`: from a message to its reply. `held`: what
+//!   waits for a barrier, and the barrier itself.
 //! * [`socket`]: moves whole messages, with their descriptors, in and out of a stream socket.
 //! * [`standard`]: answers the standard vhost-user requests by an inner
 //!   `vhost_user_backend::VhostUserDaemon`.
@@ -10,10 +12,13 @@
 //! PAPR requests (codes from 0x1000 up) are executed by [`crate::control`]; nothing here looks into
 //! their payloads.
 
+mod connection;
 pub mod endpoint;
 pub mod event_loop;
+mod held;
 pub mod identity;
 mod irqfds;
+mod serving;
 pub mod socket;
 pub mod standard;
 mod token;

@@ -1,0 +1,196 @@
+//! From a message that has arrived to the reply that goes out.
+//!
+//! Requests of the standard half go to [`super::standard`], PAPR requests to [`crate::control`]. A
+//! barrier is held first ([`super::held`]).
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use papr_intc_protocol::wire::vcpu::WATCH;
+use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
+
+use super::event_loop::{EventLoop, ServerError};
+use super::held::Requester;
+use super::socket::RawMessage;
+use super::standard::{StandardEvent, is_barrier};
+use crate::control::requests::Incoming;
+
+impl EventLoop {
+    /// Something is readable on the main socket.
+    pub(super) fn serve_main(&mut self) -> Result<(), ServerError> {
+        let Some(main) = &mut self.main else {
+            return Ok(());
+        };
+        match main.poll() {
+            Ok(None) => Ok(()),
+            Err(()) => self.end_connection(),
+            Ok(Some(message)) => self.arrived(MAIN_CHANNEL, message),
+        }
+    }
+
+    /// Something is readable on the channel of a vCPU, or the watch's.
+    pub(super) fn serve_channel(&mut self, server: u32) -> Result<(), ServerError> {
+        match self.poll_channel(server) {
+            Some(message) => self.arrived(server + 1, message),
+            None => Ok(()),
+        }
+    }
+
+    fn arrived(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
+        let standard = is_standard(channel, &message);
+        let barrier = match standard {
+            true => is_barrier(message.request),
+            // On the watch channel it is refused.
+            false => is_papr_barrier(message.request) && channel != WATCH + 1,
+        };
+        if barrier {
+            self.hold(channel, message);
+            return Ok(());
+        }
+        self.serve(channel, message)
+    }
+
+    /// Serves one message, whatever it is.
+    pub(super) fn serve(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
+        if is_standard(channel, &message) {
+            self.serve_standard(message)
+        } else {
+            self.serve_papr(channel, message)
+        }
+    }
+
+    /// The next whole message of a vCPU's channel; the channel is forgotten if it has ended.
+    pub(super) fn poll_channel(&mut self, server: u32) -> Option<RawMessage> {
+        let polled = self.channels.get_mut(&server)?.poll();
+        if polled.is_err() {
+            self.forget_channel(server);
+        }
+        polled.ok().flatten()
+    }
+
+    fn serve_papr(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
+        let code = message.request;
+        if message.is_reply() {
+            // Never answered: two ends that answer each other's answers would not stop.
+            log::debug!(
+                "ignoring a reply to {} on channel {channel}",
+                wire::name(code)
+            );
+            return Ok(());
+        }
+        let (head, payload) = match wire::split_request(&message.body) {
+            Ok(split) => split,
+            Err(e) => {
+                let seq = message
+                    .body
+                    .first_chunk()
+                    .map_or(0, |seq| u64::from_ne_bytes(*seq));
+                let body = wire::error_body(seq, nix::libc::EPROTO, &format!("malformed: {e}"));
+                return self.reply(channel, code, body, Vec::new());
+            }
+        };
+        let seq = head.seq;
+        let incoming = Incoming {
+            channel,
+            code,
+            head,
+            payload,
+            fds: message.fds,
+        };
+        match self.control.serve(incoming, Instant::now()) {
+            Ok(served) => {
+                if let Some(effect) = served.effect {
+                    self.apply(effect)?;
+                }
+                let Some(payload) = served.reply else {
+                    self.park(Requester::Papr { channel, code, seq });
+                    return Ok(());
+                };
+                self.reply(channel, code, success(seq, &payload), served.fds)?;
+            }
+            Err(refused) => {
+                log::debug!(
+                    "{} of channel {channel} refused: {refused}",
+                    wire::name(code)
+                );
+                let body = wire::error_body(seq, refused.errno(), &refused.to_string());
+                self.reply(channel, code, body, Vec::new())?;
+            }
+        }
+        self.after_request()
+    }
+
+    pub(super) fn reply(
+        &mut self,
+        channel: u32,
+        code: u32,
+        body: Vec<u8>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ServerError> {
+        let message = RawMessage {
+            fds,
+            ..RawMessage::reply(code, body)
+        };
+        match channel.checked_sub(1) {
+            None => self.send_main(&message),
+            Some(server) => {
+                let channel = self.channels.get(&server);
+                if channel.is_some_and(|c| c.send(&message).is_err()) {
+                    self.forget_channel(server);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A message to the main socket, if there still is one.
+    pub(super) fn send_main(&mut self, message: &RawMessage) -> Result<(), ServerError> {
+        match &self.main {
+            Some(main) if main.send(message).is_err() => self.end_connection(),
+            _ => Ok(()),
+        }
+    }
+
+    fn serve_standard(&mut self, message: RawMessage) -> Result<(), ServerError> {
+        let mut served = self.standard.serve(message)?;
+        let serving = self.control.phase() == wire::handshake::state::SERVING;
+        // A machine reset, if there is a machine yet.
+        if serving && served.events.contains(&StandardEvent::DeviceReset) {
+            match self.control.device_reset(Instant::now()) {
+                Ok(()) => {
+                    self.park(Requester::Device(served));
+                    return Ok(());
+                }
+                Err(e) => {
+                    log::warn!("RESET_DEVICE: {e}");
+                    served.refuse();
+                }
+            }
+        }
+        match served.reply {
+            Some(reply) => self.send_main(&reply),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The body of a reply whose payload is in bytes already.
+pub(super) fn success(seq: u64, payload: &[u8]) -> Vec<u8> {
+    let mut body = wire::reply_body(seq, &());
+    body.extend_from_slice(payload);
+    body
+}
+
+fn is_standard(channel: u32, message: &RawMessage) -> bool {
+    channel == MAIN_CHANNEL && message.request < PAPR_CODES
+}
+
+fn is_papr_barrier(code: u32) -> bool {
+    use wire::guest::Cas;
+    use wire::machine::{MachineReset, Quiesce, Resume};
+    use wire::vcpu::VcpuDisconnect;
+    matches!(
+        code,
+        Cas::CODE | MachineReset::CODE | Quiesce::CODE | Resume::CODE | VcpuDisconnect::CODE
+    )
+}
