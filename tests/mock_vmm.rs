@@ -98,9 +98,10 @@ fn nothing_is_lost_when_the_daemon_is_stopped_for_a_while_or_for_good() {
 fn nothing_is_lost_in_upgrades_and_changes_of_the_executor_with_kills_among_them() {
     for mode in ["xics", "xive"] {
         let output = ends_well(&format!(
-            "--mode {mode} --duration 2 --chaos kill=3,upgrade=2,switch=2"
+            "--mode {mode} --duration 2 --chaos kill=3,upgrade=2,switch=2,plug=5"
         ));
         assert!(value(&output, "upgrades") > 0, "{}", everything(&output));
+        assert!(value(&output, "plugs") > 0, "{}", everything(&output));
         assert!(value(&output, "switches") > 0, "{}", everything(&output));
     }
 }

@@ -93,6 +93,10 @@ pub trait Board: Send + Sync {
     fn switch(&self) -> Step {
         Ok(())
     }
+    /// Plugs another vCPU in and takes it out again, if there is room for one.
+    fn plug(&self) -> Step {
+        Ok(())
+    }
     /// What the controller holds, as a monitor shows it; a line per source begins with its number.
     fn picture(&self) -> String {
         String::new()

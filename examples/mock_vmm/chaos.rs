@@ -7,6 +7,7 @@
 //! | hang | SIGSTOP | the front-end finds out |
 //! | upgrade | [`Board::upgrade`]: this release and the next in turns | with the new daemon's first answer |
 //! | switch | [`Board::switch`]: mapped and remote mode in turns | at once |
+//! | plug | [`Board::plug`]: a vCPU more for a moment; the daemon lives | at once |
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,15 +34,18 @@ pub enum What {
     Upgrade,
     /// Another executor.
     Switch,
+    /// A vCPU plugged in and unplugged.
+    Plug,
 }
 
 /// All of them, with the names of the command line.
-pub const WHATS: [(What, &str); 5] = [
+pub const WHATS: [(What, &str); 6] = [
     (What::Kill, "kill"),
     (What::Stop, "stop"),
     (What::Hang, "hang"),
     (What::Upgrade, "upgrade"),
     (What::Switch, "switch"),
+    (What::Plug, "plug"),
 ];
 
 /// `kill=5,stop=2`: how often a second.
@@ -180,6 +184,10 @@ fn happen(board: &dyn Board, what: What, rng: &mut Rng) -> Step<bool> {
         }
         What::Switch => {
             board.switch()?;
+            true
+        }
+        What::Plug => {
+            board.plug()?;
             true
         }
     })

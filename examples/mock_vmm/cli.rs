@@ -44,7 +44,7 @@ pub struct Options {
     /// Kill the daemon so many times, at moments that follow from the seed [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "no_kill")]
     pub kills: Option<u32>,
-    /// What happens to the daemon, and how often a second: any of kill, stop, hang, upgrade, switch
+    /// What happens to the daemon, and how often a second: any of kill, stop, hang, upgrade, switch, plug
     #[arg(long, value_name = "NAME=HZ,...", conflicts_with_all = ["kills", "kill_at", "no_kill", "model"])]
     pub chaos: Option<Rates>,
     /// Let the daemon live

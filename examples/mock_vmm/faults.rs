@@ -144,6 +144,9 @@ impl Board for BrokenBoard {
     fn switch(&self) -> Step {
         self.board.switch()
     }
+    fn plug(&self) -> Step {
+        self.board.plug()
+    }
     fn picture(&self) -> String {
         self.board.picture()
     }

@@ -174,6 +174,18 @@ impl Board for Real {
         *switched = to;
         Ok(())
     }
+    fn plug(&self) -> Step {
+        // The last server number is nobody's: the guest does not start that vCPU.
+        let vcpu = self.intc.connect_vcpu(self.machine().servers - 1)?;
+        let line = vcpu.pending();
+        vcpu.disconnect()?;
+        match line {
+            false => Ok(()),
+            true => Err(Gone(
+                "the line of a vCPU that was just plugged in is high".into(),
+            )),
+        }
+    }
     fn picture(&self) -> String {
         let picture = self.intc.query(query::PIC, 0);
         picture.unwrap_or_else(|e| e.to_string())

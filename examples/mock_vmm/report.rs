@@ -74,7 +74,7 @@ impl Summary<'_> {
         let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
         println!(
             "lost={} spurious={} delivered={} kills={} migrations=0 stops={} hangs={} upgrades={} \
-             switches={}",
+             switches={} plugs={}",
             self.lost.len(),
             count(&self.tally.spurious),
             self.tally.all_delivered(),
@@ -83,6 +83,7 @@ impl Summary<'_> {
             self.happened(What::Hang),
             self.happened(What::Upgrade),
             self.happened(What::Switch),
+            self.happened(What::Plug),
         );
     }
 
@@ -172,8 +173,13 @@ impl Summary<'_> {
                 continue;
             };
             let name = if what == What::Kill { "kill -9" } else { name };
+            let of_what = if what == What::Plug {
+                "a vCPU"
+            } else {
+                "the daemon"
+            };
             println!(
-                "{name} of the daemon: {}; to the next answer: median {}, longest {}; \
+                "{name} of {of_what}: {}; to the next answer: median {}, longest {}; \
                  {} interrupts delivered meanwhile",
                 each.len(),
                 time(each[each.len() / 2].as_nanos() as u64),
@@ -192,7 +198,8 @@ impl Summary<'_> {
     pub fn spurious_is_excused(&self) -> bool {
         let o = self.options;
         let executes = o.remote || o.forward_all;
-        let deaths = self.outages.iter().filter(|o| o.what != What::Switch);
+        let deaths = self.outages.iter();
+        let deaths = deaths.filter(|o| !matches!(o.what, What::Switch | What::Plug));
         let excused = deaths.count() as u64 * u64::from(o.sources + o.vcpus);
         let own_plane =
             !executes && self.happened(What::Upgrade) + self.happened(What::Switch) == 0;

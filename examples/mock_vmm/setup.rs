@@ -185,7 +185,8 @@ fn make_board(
     halts: &Halts,
     faults: &Arc<Faults>,
 ) -> Step<Arc<dyn Board>> {
-    let servers = (options.vcpus - 1) * options.stride + 1;
+    // And one to be plugged in.
+    let servers = (options.vcpus - 1) * options.stride + 2;
     let mode = options.mode.ic_mode();
     let mut machine = Machine::pseries(mode, options.compat.compat(), servers);
     // Room for blocks that are aligned to their size.
