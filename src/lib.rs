@@ -13,6 +13,7 @@
 pub mod cli;
 pub mod control;
 pub mod daemon;
+pub mod log_limit;
 pub mod memory;
 pub mod papr;
 pub mod server;

@@ -182,8 +182,11 @@ impl<M: QueueMemory + Clone> Control<M> {
             Ok(mode) => self.begin(Work::Cas(mode), now + PATIENCE).map(|()| None),
             Err(e) => {
                 // The guest's doing, as often as it likes: no warning.
-                log::info!("CAS of server {}: {e}", request.server);
-                core.cas_reply(ret::H_PARAMETER)
+                if let Some(more) = self.cas_lines.take(now) {
+                    log::info!("CAS of server {}: {e}{more}", request.server);
+                }
+                self.core()?
+                    .cas_reply(ret::H_PARAMETER)
                     .map(|reply| Some(reply.to_bytes()))
             }
         }

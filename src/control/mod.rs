@@ -43,6 +43,7 @@ use papr_intc_protocol::wire::vcpu::Line;
 
 pub use error::Refused;
 
+use crate::log_limit::LogLimit;
 use crate::memory::staged::Staged;
 use crate::memory::{QueueMemory, SharedMemory};
 use barrier::Barrier;
@@ -174,6 +175,8 @@ pub struct Control<M> {
     line_seq: u64,
     served: u64,
     since: Instant,
+    /// Of lines about choices of the guest at CAS that cannot be.
+    cas_lines: LogLimit,
 }
 
 impl<M: QueueMemory + Clone> Control<M> {
@@ -192,6 +195,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             line_seq: 0,
             served: 0,
             since: now,
+            cas_lines: LogLimit::new(now),
         }
     }
 

@@ -22,6 +22,7 @@ use super::irqfds::Irqfds;
 use super::standard::{GuestRam, Standard, StandardError};
 use super::token::Token;
 use crate::control::{Control, Effect, Expected};
+use crate::log_limit::LogLimit;
 
 /// Pause, in milliseconds, between two looks at a grace period whose requester has got its answer.
 const LATE_PAUSE_MS: u8 = 10;
@@ -93,6 +94,8 @@ pub struct EventLoop {
     pub(super) control: Control<GuestRam>,
     irqfds: Irqfds,
     pub(super) held: Held,
+    /// Of lines about refused front-ends and barriers.
+    pub(super) refusals: LogLimit,
     pub(super) ended: Option<Ended>,
 }
 
@@ -123,6 +126,7 @@ impl EventLoop {
             control,
             irqfds: Irqfds::default(),
             held: Held::default(),
+            refusals: LogLimit::new(Instant::now()),
             ended: None,
         };
         server.watch(&server.signals, Token::Signal)?;
@@ -234,7 +238,9 @@ impl EventLoop {
         match listener.accept() {
             Ok((stream, _)) if self.main.is_none() => self.begin_connection(stream),
             Ok(_) => {
-                log::warn!("refused a second front-end");
+                if let Some(more) = self.refusals.take(Instant::now()) {
+                    log::warn!("refused a second front-end{more}");
+                }
                 Ok(())
             }
             Err(e) => {

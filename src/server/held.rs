@@ -114,7 +114,9 @@ impl EventLoop {
                 let body = match answer {
                     Ok(payload) => success(seq, &payload),
                     Err(e) => {
-                        log::warn!("{}: {e}", wire::name(code));
+                        if let Some(more) = self.refusals.take(Instant::now()) {
+                            log::warn!("{} refused: {e}{more}", wire::name(code));
+                        }
                         wire::error_body(seq, e.errno(), &e.to_string())
                     }
                 };

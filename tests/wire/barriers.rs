@@ -14,7 +14,7 @@ use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
 use papr_intc_protocol::plane::epoch::Inside;
 use papr_intc_protocol::wire::Rest;
 use papr_intc_protocol::wire::guest::*;
-use papr_intc_protocol::wire::handshake::executor;
+use papr_intc_protocol::wire::handshake::{Ping, executor};
 use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::source::*;
 use papr_intc_protocol::wire::vcpu::{VcpuLine, WATCH};
@@ -382,4 +382,27 @@ fn the_watch_is_answered_while_a_barrier_waits() {
     );
     drop(inside);
     assert_eq!(guest.main.take::<Quiesce>(asked).unwrap().0.depth, 1);
+}
+
+#[test]
+fn the_other_channels_wait_in_order_while_a_barrier_is_under_way() {
+    let (_daemon, guest, view) = mapped();
+    let (watch, channel) = (guest.channel(WATCH), guest.channel(1));
+    let inside = Inside::enter(&view, 3);
+    let asked = guest.main.post(&quiesce(60_000));
+    while State::read(&view).gate != Gate::Latch {
+        watch.ping();
+    }
+    let served = || watch.call(&Ping { cookie: 1 }).unwrap().served;
+    let before = served();
+    let ask = VcpuLine { server: 1, zero: 0 };
+    let (first, second) = (channel.post(&ask), channel.post(&ask));
+    for looked in 1..=10 {
+        assert_eq!(served(), before + looked, "nothing else is served");
+    }
+    drop(inside);
+    assert_eq!(guest.main.take::<Quiesce>(asked).unwrap().0.depth, 1);
+    let (first, _) = channel.take::<VcpuLine>(first).unwrap();
+    let (second, _) = channel.take::<VcpuLine>(second).unwrap();
+    assert!(first.seq < second.seq);
 }
