@@ -164,6 +164,10 @@ impl Vcpu {
         loop {
             match self.state.channel.send(patience, request, &[]) {
                 Ok(answer) => {
+                    if !self.core().is_remote() {
+                        // Run by a daemon that was no longer, or not yet, the executor.
+                        self.core().resample_all_due();
+                    }
                     if answer.replayed {
                         // Its sample may be from the daemon before, whose numbers mean nothing now.
                         self.state.look_again();

@@ -240,10 +240,13 @@ impl<M: QueueMemory + Clone> Control<M> {
 
     /// Sources whose resamplefds are to be written now; then call [`Self::resampled`] for each.
     pub fn resamples_due(&self) -> Vec<u32> {
-        match self.core() {
-            Ok(core) => core.plane.host().take_due(),
-            Err(_) => Vec::new(),
-        }
+        let Ok(core) = self.core() else {
+            return Vec::new();
+        };
+        let due = core.plane.host().take_due();
+        // A call that was on its way when the front-end became the executor: the irqfds are over there, and
+        // so is whoever looks for the mark in the word when the reply comes.
+        if core.is_alone() { due } else { Vec::new() }
     }
 
     /// Every resamplefd of the source has been written.

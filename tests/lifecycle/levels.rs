@@ -91,6 +91,7 @@ fn the_level_of_the_vmm_is_kept_beside_that_of_irqfds() {
         let device = Device::on(&bench, 0);
         let source = bench.intc.source(LSI).unwrap();
         device.trigger.write(1).unwrap();
+        bench.wait_for_line(0, true);
         source.set_level(true).unwrap();
         accept(&bench);
         bench.eoi(0, LSI);
