@@ -38,6 +38,7 @@ mod handshake;
 mod host;
 mod intc;
 mod io_thread;
+mod outage;
 mod process;
 mod shm;
 mod signals;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use papr_intc_protocol::layout::words::presence;
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::handshake::{Goodbye, SetShm, StartReply};
 
@@ -23,6 +24,7 @@ use crate::connection::Connection;
 use crate::core::Core;
 use crate::error::Error;
 use crate::handshake::{self, Turned};
+use crate::outage;
 use crate::process::{Ended, Launcher, Process};
 use crate::sync::lock;
 use crate::watch::{Over, watch};
@@ -68,7 +70,12 @@ pub(crate) fn start(core: Arc<Core>, launcher: Launcher) -> Result<(Supervisor, 
         number: 0,
     };
     match supervisor.try_start(false) {
-        Ok(session) => Ok((supervisor, session)),
+        Ok(session) => {
+            let pid = session.process.pid();
+            let core = &supervisor.core;
+            core.show(|page, now| outage::serving(page, pid, now));
+            Ok((supervisor, session))
+        }
         Err(failed) => Err(failed.error),
     }
 }
@@ -95,6 +102,8 @@ impl Supervisor {
         let away_since = Instant::now();
         self.core.all_down();
         let ended = self.fence(&mut session.process);
+        self.core
+            .show(|page, now| outage::absent(page, reason, ended.status, now));
         log::warn!("papr-intc is absent: {reason}; {}", ended.how);
         self.core.kick_all();
         let end = match reason {
@@ -113,7 +122,10 @@ impl Supervisor {
 
     /// A daemon serves again.
     pub fn returned(&self, session: &Session, outage: Duration) {
-        self.core.signals.restarts.fetch_add(1, Ordering::Relaxed);
+        let earlier = self.core.signals.restarts.fetch_add(1, Ordering::Relaxed);
+        let pid = session.process.pid();
+        self.core
+            .show(|page, now| outage::present(page, pid, earlier + 1, outage, now));
         log::info!("papr-intc was absent for {outage:?}");
         let counts = &session.counts;
         self.tell(&Change::Present {
@@ -159,6 +171,8 @@ impl Supervisor {
         log::error!("no papr-intc could be started in {GIVE_UP_AFTER} attempts, giving up: {why}");
         self.core.shut(&Shut::GaveUp(why.clone()));
         self.core.signals.refuse_orders();
+        self.core
+            .show(|page, now| outage::over(page, presence::GAVE_UP, now));
         self.tell(&Change::GaveUp { why });
         None
     }
@@ -233,6 +247,9 @@ impl Supervisor {
         let established = handshake::establish(core, &mut topology, connection, introduced)?;
         let tick = core.options.watch.patience;
         connection.set_tick(tick)?;
+        if let Some(shm) = &topology.shm {
+            core.show_in(shm);
+        }
         for (vcpu, channel) in established.channels {
             channel.set_tick(tick)?;
             vcpu.channel().bring_up(channel, self.number);
@@ -279,6 +296,7 @@ impl Supervisor {
             session.process.has_ended(PollTimeout::from(limit));
         }
         let ended = self.fence(&mut session.process);
+        core.show(|page, now| outage::over(page, presence::SHUT_DOWN, now));
         log::info!("papr-intc is shut down: {}", ended.how);
     }
 }

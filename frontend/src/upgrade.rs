@@ -18,6 +18,7 @@ use crate::connection::Connection;
 use crate::core::Core;
 use crate::error::Error;
 use crate::handshake::{self, Introduced};
+use crate::outage;
 use crate::process::Launcher;
 use crate::supervisor::{GOODBYE_LIMIT, Session, Supervisor};
 use crate::sync::lock;
@@ -137,8 +138,9 @@ impl Supervisor {
         let ended = self.fence(&mut old.process);
         log::info!("papr-intc is replaced: {}", ended.how);
         core.kick_all();
-        let how = ended.how;
         let reason = Reason::Replaced;
+        core.show(|page, now| outage::absent(page, reason, ended.status, now));
+        let how = ended.how;
         core.options.on_change.tell(&Change::Absent { reason, how });
     }
 }
