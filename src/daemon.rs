@@ -15,6 +15,7 @@ use crate::cli::{Args, exit};
 use crate::server::endpoint;
 use crate::server::event_loop::{Endpoint, EventLoop};
 use crate::server::identity;
+use crate::server::monitor::Monitor;
 use crate::versions::Versions;
 
 /// Runs the daemon of these versions, by the command line of this process.
@@ -24,6 +25,14 @@ pub fn main(versions: Versions) -> ExitCode {
 
 /// Runs the daemon of these versions by this command line, the program's name first.
 pub fn main_with(versions: Versions, args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // A word of its own before the daemon's options, which all begin with dashes.
+    if args
+        .get(1)
+        .is_some_and(|word| word == "status" || word == "query")
+    {
+        return crate::monitor::command::main(args);
+    }
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(e) if !e.use_stderr() => e.exit(),
@@ -85,17 +94,28 @@ fn run(args: &Args, versions: Versions) -> Result<(), Failure> {
         args.expected(),
         versions,
     );
+    let monitor = args.monitor_path.as_deref().map(Monitor::bind).transpose();
+    let monitor = monitor.map_err(|e| (exit::ENDPOINT, format!("--monitor-path: {e}")));
+    let monitor = monitor.inspect_err(|_| unlink(args))?;
     let ended = server
+        .and_then(|server| match monitor {
+            Some(monitor) => server.monitored_by(monitor),
+            None => Ok(server),
+        })
         .and_then(EventLoop::run)
         .map_err(|e| (exit::FAILURE, e.to_string()));
-    if let Some(path) = &args.socket_path {
-        // Ours: `bind` would have failed had it existed. Gone already is fine.
-        let _ = std::fs::remove_file(path);
-    }
+    unlink(args);
     // Not in the macro: its arguments are evaluated only where the level is on.
     let ended = ended?;
     log::info!("ended: {ended:?}");
     Ok(())
+}
+
+fn unlink(args: &Args) {
+    if let Some(path) = &args.socket_path {
+        // Ours: `bind` would have failed had it existed. Gone already is fine.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 fn open_endpoint(args: &Args) -> Result<Endpoint, Failure> {

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod memory;
+pub mod monitor;
 pub mod papr;
 pub mod server;
 pub mod versions;

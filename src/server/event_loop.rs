@@ -18,6 +18,7 @@ use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
 
 use super::identity;
 use super::irqfds::Irqfds;
+use super::monitor::Monitor;
 use super::socket::{Progress, RawMessage, Reader};
 use super::standard::{GuestRam, Standard, StandardError, StandardEvent, is_barrier};
 use super::token::Token;
@@ -131,6 +132,7 @@ pub struct EventLoop {
     standard: Standard,
     control: Control<GuestRam>,
     irqfds: Irqfds,
+    monitor: Option<Monitor>,
     ended: Option<Ended>,
 }
 
@@ -158,6 +160,7 @@ impl EventLoop {
             standard,
             control,
             irqfds: Irqfds::default(),
+            monitor: None,
             ended: None,
         };
         server.watch(&server.signals, Token::Signal)?;
@@ -169,6 +172,20 @@ impl EventLoop {
             Endpoint::Connected(stream) => server.begin_connection(stream)?,
         }
         Ok(server)
+    }
+
+    /// Serves those who only look on, too.
+    pub fn monitored_by(mut self, monitor: Monitor) -> Result<Self, ServerError> {
+        self.watch(&monitor, Token::Monitor)?;
+        self.monitor = Some(monitor);
+        Ok(self)
+    }
+
+    fn serve_monitor(&mut self) {
+        if let Some(monitor) = &mut self.monitor {
+            let control = &self.control;
+            monitor.serve(|code, payload| control.look(code, payload, Instant::now()));
+        }
     }
 
     fn watch(&self, fd: impl AsFd, token: Token) -> Result<(), ServerError> {
@@ -210,6 +227,7 @@ impl EventLoop {
             Token::Signal => self.ended = Some(Ended::Signal),
             Token::Listener => self.accept()?,
             Token::Main => self.serve_main()?,
+            Token::Monitor => self.serve_monitor(),
             Token::Channel(server) => self.serve_channel(server)?,
             Token::Irqfd(n) => {
                 if let Some((item, take)) = self.irqfds.find(n) {
@@ -440,13 +458,23 @@ impl EventLoop {
         if let Some(watch) = self.channels.get(&WATCH) {
             fds.push(PollFd::new(watch.socket.as_fd(), PollFlags::POLLIN));
         }
+        // The last one, whichever number it has.
+        let monitor = self.monitor.as_ref().map(|m| {
+            fds.push(PollFd::new(m.as_fd(), PollFlags::POLLIN));
+            fds.len() - 1
+        });
         match ppoll(&mut fds, Some(BARRIER_PAUSE.into()), None) {
             Ok(0) | Err(Errno::EINTR) => return Ok(false),
             Ok(_) => {}
             Err(e) => return Err(os("ppoll")(e)),
         }
         let fired = |i: usize| fds.get(i).is_some_and(|fd| fd.any().unwrap_or(false));
-        let (signal, socket, watch) = (fired(0), fired(1), fired(2));
+        let (signal, socket, watch) = (
+            fired(0),
+            fired(1),
+            fds.len() > 2 && monitor != Some(2) && fired(2),
+        );
+        let looked_at = monitor.is_some_and(fired);
         if signal {
             self.ended = Some(Ended::Signal);
         } else if socket {
@@ -454,6 +482,9 @@ impl EventLoop {
         } else if watch {
             // What it may carry starts nothing, a barrier least of all.
             self.serve_channel(WATCH)?;
+        }
+        if looked_at {
+            self.serve_monitor();
         }
         Ok(signal || socket)
     }

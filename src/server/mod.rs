@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod event_loop;
 pub mod identity;
 mod irqfds;
+pub mod monitor;
 pub mod socket;
 pub mod standard;
 mod token;
