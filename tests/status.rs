@@ -52,7 +52,7 @@ fn intc(name: &str, args: Vec<std::ffi::OsString>) -> Intc {
     options.watch.patience = harness::LONG;
     options.watch.idle = None;
     let launcher = Launcher::spawn(env!("CARGO_BIN_EXE_papr-intc"), args);
-    let ram = Arc::new(GuestRam::new(vec![]));
+    let ram = Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap());
     Intc::start(options, launcher, ram, Arc::new(|_| {})).unwrap()
 }
 
