@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use papr_intc_protocol::wire::handshake::query;
 use serde_json::{Value, json};
 
@@ -40,7 +40,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "whose", required = true, multiple = false, args = ["socket", "pid"])]
+#[command(group = ArgGroup::new("whose").required(true).args(["socket", "pid"]))]
 struct Status {
     /// The daemon's monitor socket
     #[arg(long, value_name = "PATH")]
