@@ -61,6 +61,10 @@ pub struct Args {
     #[arg(long, value_name = "WHAT", value_parser = parse_on_disconnect)]
     pub on_disconnect: Option<OnDisconnect>,
 
+    /// Create this Unix socket for those who only look on (`papr-intc status --socket`)
+    #[arg(long, value_name = "PATH")]
+    pub monitor_path: Option<PathBuf>,
+
     /// What to log to stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: log::LevelFilter,

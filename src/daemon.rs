@@ -18,6 +18,7 @@ use crate::cli::{Args, exit};
 use crate::server::endpoint;
 use crate::server::event_loop::{Endpoint, EventLoop};
 use crate::server::identity;
+use crate::server::monitor::Monitor;
 
 /// The command line `args`, the program's name first; or the exit code after what clap or one line on
 /// stderr has said.
@@ -88,17 +89,28 @@ fn run(args: &Args, versions: Versions) -> Result<(), Failure> {
         args.expected(),
         versions,
     );
+    let monitor = args.monitor_path.as_deref().map(Monitor::bind).transpose();
+    let monitor = monitor.map_err(|e| (exit::ENDPOINT, format!("--monitor-path: {e}")));
+    let monitor = monitor.inspect_err(|_| unlink(args))?;
     let ended = server
+        .and_then(|server| match monitor {
+            Some(monitor) => server.monitored_by(monitor),
+            None => Ok(server),
+        })
         .and_then(EventLoop::run)
         .map_err(|e| (exit::FAILURE, e.to_string()));
-    if let Some(path) = &args.socket_path {
-        // Ours: `bind` would have failed had it existed. Gone already is fine.
-        let _ = std::fs::remove_file(path);
-    }
+    unlink(args);
     // Not in the macro: its arguments are evaluated only where the level is on.
     let ended = ended?;
     log::info!("ended: {ended:?}");
     Ok(())
+}
+
+fn unlink(args: &Args) {
+    if let Some(path) = &args.socket_path {
+        // Ours: `bind` would have failed had it existed. Gone already is fine.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 fn open_endpoint(args: &Args) -> Result<Endpoint, Failure> {

@@ -15,6 +15,7 @@ pub mod control;
 pub mod daemon;
 pub mod log_limit;
 pub mod memory;
+pub mod monitor;
 pub mod papr;
 pub mod server;
 

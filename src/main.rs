@@ -1,13 +1,20 @@
-//! papr-intc: the daemon of this version.
+//! papr-intc: the daemon of this version, and what people ask it.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use papr_intc::cli::Args;
-use papr_intc::daemon;
+use papr_intc::{daemon, monitor};
 use papr_intc_protocol::Versions;
 
 fn main() -> ExitCode {
-    match daemon::parse::<Args>(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // A word of its own before the daemon's options, which all begin with dashes.
+    let word = args.get(1);
+    if word.is_some_and(|word| word == "status" || word == "query") {
+        return monitor::command::main(args);
+    }
+    match daemon::parse::<Args>(args) {
         Ok(args) => daemon::main(&args, Versions::current(papr_intc::BUILD)),
         Err(code) => code,
     }

@@ -17,6 +17,14 @@ const LONG: &[(&str, &str)] = &[];
 /// Files that may contain `unsafe`, and what for.
 const UNSAFE: &[(&str, &str)] = &[
     (
+        "examples/crash_daemon/control.rs",
+        "a page of a file is seen as atomics",
+    ),
+    (
+        "examples/crash_daemon/trap.rs",
+        "a signal handler makes system calls",
+    ),
+    (
         "examples/mock_vmm/device_process.rs",
         "inherited numbers become owned descriptors",
     ),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::layout::words::run;
@@ -25,7 +26,8 @@ use crate::error::Error;
 use crate::guest_ram::GuestRam;
 use crate::host::{FrontHost, Kick};
 use crate::io_thread::{Intake, Irqfd, Sink};
-use crate::shm::{self, Shm};
+use crate::outage;
+use crate::shm::{self, RunPage, Shm};
 use crate::signals::Signals;
 use crate::sync::{lock, read};
 use crate::vcpu::VcpuState;
@@ -156,6 +158,8 @@ pub(crate) struct Core {
     pub mapped: OnceLock<Mapped>,
     pub intake: Intake,
     pub signals: Arc<Signals>,
+    /// Where the run words are, once there is shared memory.
+    run_page: OnceLock<RunPage>,
     dead: Arc<AtomicU64>,
     /// The daemon executes; for the watch thread, which must not take the topology lock.
     remote: AtomicBool,
@@ -191,10 +195,29 @@ impl Core {
             mapped: OnceLock::new(),
             intake: Intake::new(executor == Executor::FrontEnd)?,
             signals,
+            run_page: OnceLock::new(),
             dead: Arc::new(AtomicU64::new(0)),
             remote: AtomicBool::new(executor == Executor::Daemon),
             options,
         })
+    }
+
+    /// There is shared memory: the run words can be written from now on.
+    pub fn show_in(&self, shm: &Shm) {
+        if self.run_page.get().is_none()
+            && let Ok(page) = RunPage::of(shm)
+        {
+            outage::introduce(&page, &self.options.name, std::process::id());
+            let _ = self.run_page.set(page);
+        }
+    }
+
+    /// Changes run words. Takes no lock: a caller of a daemon that hangs may hold the topology's.
+    pub fn show(&self, change: impl FnOnce(&RunPage, Duration)) {
+        if let Some(page) = self.run_page.get() {
+            let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Into::into);
+            change(page, now);
+        }
     }
 
     /// Hears how the daemon does, from every channel.

@@ -39,6 +39,7 @@ mod host;
 mod intc;
 mod io_thread;
 mod irqfds;
+mod outage;
 mod process;
 mod shm;
 mod signals;

@@ -20,6 +20,7 @@ use nix::sys::stat::Mode;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::Error;
+use crate::outage::Status;
 use crate::sync::lock;
 
 /// Where daemons come from.
@@ -127,6 +128,8 @@ const ENDING: u16 = 20;
 pub(crate) struct Ended {
     /// For the log.
     pub how: String,
+    /// The same for the run words.
+    pub status: Status,
     /// By a SIGKILL that was not the front-end's.
     pub killed: bool,
 }
@@ -211,6 +214,10 @@ impl Process {
         let status = self.child.as_mut().and_then(|child| child.wait().ok());
         let how = status.map_or("it ended".to_owned(), |status| status.to_string());
         Ended {
+            status: Status {
+                exit: status.and_then(|s| s.code()),
+                signal: status.and_then(|s| s.signal()),
+            },
             killed: alone && status.and_then(|s| s.signal()) == Some(Signal::KILL.as_raw()),
             how: if alone {
                 how

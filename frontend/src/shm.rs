@@ -6,12 +6,14 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use papr_intc_protocol::Versions;
+use papr_intc_protocol::layout::geometry::LINE;
 use papr_intc_protocol::layout::header::{self, Executor, Gate, State, word};
 use papr_intc_protocol::layout::mapped::MappedStorage;
-use papr_intc_protocol::layout::{Geometry, Machine, Table};
+use papr_intc_protocol::layout::{Geometry, Machine, Page, Table};
 use papr_intc_protocol::wire::handshake::{SetShm, ShmInfo};
 
 use crate::error::Error;
+use crate::outage::RunWords;
 
 /// The versions of this front-end.
 pub(crate) const OWN: Versions =
@@ -106,6 +108,60 @@ impl Shm {
     /// QUIESCEs open.
     pub fn quiesce_depth(&self) -> u64 {
         self.header(word::QUIESCE_DEPTH)
+    }
+}
+
+/// The run words by the memfd alone, whatever is mapped; aligned words, which only status reads meanwhile.
+#[derive(Debug)]
+pub(crate) struct RunPage {
+    memfd: File,
+    geometry: Geometry,
+}
+
+impl RunPage {
+    pub fn of(shm: &Shm) -> std::io::Result<Self> {
+        Ok(Self {
+            memfd: shm.memfd.try_clone()?,
+            geometry: shm.geometry,
+        })
+    }
+
+    fn at(&self, page: Page) -> u64 {
+        self.geometry.tables_size() + self.geometry.page_offset(page)
+    }
+
+    fn read(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        let read = self.memfd.read_exact_at(&mut bytes, at);
+        read.map_or(0, |()| u64::from_ne_bytes(bytes))
+    }
+}
+
+impl RunWords for RunPage {
+    fn set(&self, word: u32, value: u64) {
+        let at = self.at(Page::Run(word));
+        if let Err(e) = self.memfd.write_all_at(&value.to_ne_bytes(), at) {
+            log::debug!("run word {word}: {e}");
+        }
+    }
+
+    fn get(&self, word: u32) -> u64 {
+        self.read(self.at(Page::Run(word)))
+    }
+
+    fn delivered(&self) -> u64 {
+        let mut lines = vec![0; self.geometry.epochs() as usize * LINE as usize];
+        let from = self.at(Page::Delivered(0));
+        // The last line's rest is cut off: it is followed by other areas, never by the end.
+        if self.memfd.read_exact_at(&mut lines, from).is_err() {
+            return 0;
+        }
+        let daemons = self.geometry.table_offset(Table::Header(word::DELIVERED));
+        lines
+            .chunks(LINE as usize)
+            .filter_map(|line| line.first_chunk().copied())
+            .map(u64::from_ne_bytes)
+            .fold(self.read(daemons), u64::wrapping_add)
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use papr_intc_protocol::layout::words::presence;
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::handshake::{Goodbye, SetShm, StartReply};
 
@@ -23,6 +24,7 @@ use crate::connection::Connection;
 use crate::core::Core;
 use crate::error::Error;
 use crate::handshake::{self, Turned};
+use crate::outage;
 use crate::process::{Ended, Launcher, Process};
 use crate::sync::lock;
 use crate::watch::{Over, watch};
@@ -77,7 +79,13 @@ pub(crate) fn start(core: Arc<Core>, launcher: Launcher) -> Result<(Supervisor, 
     let begun = Instant::now();
     loop {
         match supervisor.try_start(false) {
-            Ok(session) => return Ok((supervisor, session)),
+            Ok(session) => {
+                let pid = session.process.pid();
+                supervisor
+                    .core
+                    .show(|page, now| outage::serving(page, pid, now));
+                return Ok((supervisor, session));
+            }
             // It serves another VMM: one that is dead, whose end it has not noticed yet?
             Err(Failed {
                 error: Error::Lost, ..
@@ -111,6 +119,8 @@ impl Supervisor {
         let away_since = Instant::now();
         self.core.all_down();
         let ended = self.fence(&mut session.process);
+        self.core
+            .show(|page, now| outage::absent(page, reason, ended.status, now));
         log::warn!("papr-intc is absent: {reason}; {}", ended.how);
         self.core.kick_all();
         let end = match reason {
@@ -129,7 +139,10 @@ impl Supervisor {
 
     /// A daemon serves again.
     pub fn returned(&self, session: &Session, outage: Duration) {
-        self.core.signals.restarts.fetch_add(1, Ordering::Relaxed);
+        let earlier = self.core.signals.restarts.fetch_add(1, Ordering::Relaxed);
+        let pid = session.process.pid();
+        self.core
+            .show(|page, now| outage::present(page, pid, earlier + 1, outage, now));
         log::info!("papr-intc was absent for {outage:?}");
         let counts = &session.counts;
         self.tell(&Change::Present {
@@ -194,6 +207,8 @@ impl Supervisor {
         log::error!("no papr-intc could be started in {GIVE_UP_AFTER} attempts, giving up: {why}");
         self.core.shut(&Shut::GaveUp(why.clone()));
         self.core.signals.refuse_orders();
+        self.core
+            .show(|page, now| outage::over(page, presence::GAVE_UP, now));
         self.tell(&Change::GaveUp { why });
         None
     }
@@ -276,6 +291,9 @@ impl Supervisor {
         let established = handshake::establish(core, &mut topology, connection, introduced)?;
         let tick = core.options.watch.patience;
         connection.set_tick(tick)?;
+        if let Some(shm) = &topology.shm {
+            core.show_in(shm);
+        }
         for (vcpu, channel) in established.channels {
             channel.set_tick(tick)?;
             vcpu.channel().bring_up(channel, self.number);
@@ -322,6 +340,7 @@ impl Supervisor {
             session.process.has_ended(PollTimeout::from(limit));
         }
         let ended = self.fence(&mut session.process);
+        core.show(|page, now| outage::over(page, presence::SHUT_DOWN, now));
         log::info!("papr-intc is shut down: {}", ended.how);
     }
 }

@@ -19,6 +19,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::handshake::{self, Introduced};
 use crate::intc::Intc;
+use crate::outage;
 use crate::process::Launcher;
 use crate::supervisor::{GOODBYE_LIMIT, Session, Supervisor};
 use crate::sync::lock;
@@ -156,8 +157,9 @@ impl Supervisor {
         let ended = self.fence(&mut old.process);
         log::info!("papr-intc is replaced: {}", ended.how);
         core.kick_all();
-        let how = ended.how;
         let reason = Reason::Replaced;
+        core.show(|page, now| outage::absent(page, reason, ended.status, now));
+        let how = ended.how;
         core.options.on_change.tell(&Change::Absent { reason, how });
     }
 }

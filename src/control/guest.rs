@@ -1,7 +1,7 @@
 //! What the guest and its devices did, as messages: remote mode, configuring calls, and calls that a
 //! front-end chose to send.
 
-use papr_intc_protocol::layout::header::Gate;
+use papr_intc_protocol::layout::header::{Gate, word};
 use papr_intc_protocol::layout::words::cursor;
 use papr_intc_protocol::layout::{AtomicWord, Page, Storage};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret, rtas};
@@ -40,6 +40,9 @@ impl<M: QueueMemory> Core<M> {
         if let Some(done) =
             dispatch::local_hcall(&c, call.server, call.opcode, args, call.time_base)
         {
+            if dispatch::hcall_accepted(call.opcode, done, args) {
+                self.count_delivered();
+            }
             return Ok(done);
         }
         if dispatch::answerer(&c, call.opcode) != Answerer::Xive {
@@ -94,6 +97,14 @@ impl<M: QueueMemory> Core<M> {
         );
     }
 
+    /// Counts an interrupt that a vCPU accepted. Written at once, before the call is committed: a crash in
+    /// between counts it twice or not at all, which nobody relies on.
+    fn count_delivered(&self) {
+        let so_far = self.memory.header(word::DELIVERED);
+        self.memory
+            .set_header(word::DELIVERED, so_far.wrapping_add(1));
+    }
+
     fn rtas(&self, request: &Rtas, ticket: Ticket) -> Result<Rets, Refused> {
         let call = RtasCall::from_id(request.call)
             .ok_or_else(|| Refused::Value(format!("RTAS call {} is not known", request.call)))?;
@@ -143,7 +154,13 @@ impl<M: QueueMemory> Core<M> {
         } = *access;
         match (access.space, access.store) {
             (space::ESB, 0) => Ok(dispatch::esb_load(&c, offset, size)),
-            (space::TIMA, 0) => Ok(dispatch::tima_load(&c, server, offset, size)),
+            (space::TIMA, 0) => {
+                let value = dispatch::tima_load(&c, server, offset, size);
+                if dispatch::load_accepted(offset, size, value) {
+                    self.count_delivered();
+                }
+                Ok(value)
+            }
             (space::ESB, 1) => {
                 dispatch::esb_store(&c, offset, size, value);
                 Ok(0)

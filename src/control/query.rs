@@ -3,15 +3,16 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use papr_intc_protocol::layout::header::{Mode, word};
+use papr_intc_protocol::layout::header::Mode;
 use papr_intc_protocol::layout::words::icp;
 use papr_intc_protocol::layout::{AtomicWord, Page, Storage};
-use papr_intc_protocol::wire::Rest;
-use papr_intc_protocol::wire::handshake::{Query, QueryReply, query};
+use papr_intc_protocol::wire::handshake::{Ping, PingReply, Query, QueryReply, query};
+use papr_intc_protocol::wire::{Request, Rest, Wire};
 use serde_json::json;
 
 use super::{Control, Core, Refused};
 use crate::memory::QueueMemory;
+use crate::monitor::decode;
 
 /// Bytes of one piece of an answer.
 const PIECE: usize = 60_000;
@@ -92,21 +93,34 @@ impl<M: QueueMemory + Clone> Control<M> {
             "uptime_ms": now.duration_since(self.since).as_millis() as u64,
             "requests": self.served,
         });
-        if let Some(core) = &self.core {
-            let state = core.state();
-            status["mode"] = json!(format!("{:?}", state.mode).to_lowercase());
-            status["gate"] = json!(format!("{:?}", state.gate).to_lowercase());
-            status["executor"] = json!(format!("{:?}", state.executor).to_lowercase());
-            status["ic_mode"] = json!(format!("{:?}", core.machine().ic_mode).to_lowercase());
-            status["compat"] = json!(format!("{:?}", core.machine().compat).to_lowercase());
-            status["quiesce_depth"] = json!(core.depth());
-            status["ov5_byte_23"] = json!(core.memory.header(word::OV5_BYTE_23));
-            status["sources_claimed"] = json!(core.claims().claimed().count());
-            let servers = 0..core.machine().servers;
-            let connected: Vec<u32> = servers.filter(|s| core.is_connected(*s)).collect();
-            status["servers_connected"] = json!(connected);
+        if let Some(core) = &self.core
+            && let (Some(all), Some(of)) = (
+                status.as_object_mut(),
+                decode::describe(core.plane.storage(), core.machine()).as_object_mut(),
+            )
+        {
+            all.append(of);
         }
         status.to_string()
+    }
+
+    /// PING and QUERY of somebody who only looks on: the monitor socket. Counts as no request.
+    pub fn look(&self, code: u32, payload: &[u8], now: Instant) -> Result<Vec<u8>, Refused> {
+        match code {
+            Ping::CODE => {
+                let ping = Ping::from_bytes(payload)?;
+                let reply = PingReply {
+                    cookie: ping.cookie,
+                    uptime_ms: now.duration_since(self.since).as_millis() as u64,
+                    served: self.served,
+                };
+                Ok(reply.to_bytes())
+            }
+            Query::CODE => Ok(self.query(&Query::from_bytes(payload)?, now)?.to_bytes()),
+            _ => Err(Refused::Phase(
+                "the monitor socket serves PING and QUERY only",
+            )),
+        }
     }
 
     pub(super) fn query(&self, request: &Query, now: Instant) -> Result<QueryReply, Refused> {

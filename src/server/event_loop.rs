@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::held::{Held, is_urgent};
 use super::identity;
 use super::irqfds::Irqfds;
+use super::monitor::Monitor;
 use super::standard::{GuestRam, Standard, StandardError};
 use super::token::Token;
 use crate::control::{Control, Effect, Expected};
@@ -93,6 +94,7 @@ pub struct EventLoop {
     pub(super) standard: Standard,
     pub(super) control: Control<GuestRam>,
     irqfds: Irqfds,
+    pub(super) monitor: Option<Monitor>,
     pub(super) held: Held,
     /// Of lines about refused front-ends and barriers.
     pub(super) refusals: LogLimit,
@@ -127,6 +129,7 @@ impl EventLoop {
             irqfds: Irqfds::default(),
             held: Held::default(),
             refusals: LogLimit::new(Instant::now()),
+            monitor: None,
             ended: None,
         };
         server.watch(&server.signals, Token::Signal)?;
@@ -138,6 +141,20 @@ impl EventLoop {
             Endpoint::Connected(stream) => server.begin_connection(stream)?,
         }
         Ok(server)
+    }
+
+    /// Serves those who only look on, too.
+    pub fn monitored_by(mut self, monitor: Monitor) -> Result<Self, ServerError> {
+        self.watch(&monitor, Token::Monitor)?;
+        self.monitor = Some(monitor);
+        Ok(self)
+    }
+
+    fn serve_monitor(&mut self) {
+        if let Some(monitor) = &mut self.monitor {
+            let control = &self.control;
+            monitor.serve(|code, payload| control.look(code, payload, Instant::now()));
+        }
     }
 
     fn watch(&self, fd: impl AsFd, token: Token) -> Result<(), ServerError> {
@@ -221,6 +238,7 @@ impl EventLoop {
             Token::Signal => self.ended = Some(Ended::Signal),
             Token::Listener => self.accept()?,
             Token::Main => self.serve_main()?,
+            Token::Monitor => self.serve_monitor(),
             Token::Channel(server) => self.serve_channel(server)?,
             Token::Irqfd(n) => {
                 if let Some((item, take)) = self.irqfds.find(n) {

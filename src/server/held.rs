@@ -170,5 +170,8 @@ impl EventLoop {
 
 /// What is answered while a barrier is under way: nothing of it starts one.
 pub(super) fn is_urgent(token: Token) -> bool {
-    matches!(token, Token::Signal | Token::Main | Token::Channel(WATCH))
+    matches!(
+        token,
+        Token::Signal | Token::Main | Token::Monitor | Token::Channel(WATCH)
+    )
 }

@@ -18,6 +18,7 @@ pub mod event_loop;
 mod held;
 pub mod identity;
 mod irqfds;
+pub mod monitor;
 mod serving;
 pub mod socket;
 pub mod standard;

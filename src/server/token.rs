@@ -11,6 +11,8 @@ pub(super) enum Token {
     Main,
     /// The channel of a vCPU.
     Channel(u32),
+    /// Something on the monitor socket.
+    Monitor,
     /// An irqfd.
     Irqfd(u32),
 }
@@ -22,6 +24,7 @@ impl Token {
             Self::Listener => 1,
             Self::Main => 2,
             Self::Channel(server) => 3 | u64::from(server) << 32,
+            Self::Monitor => 5,
             Self::Irqfd(n) => 4 | u64::from(n) << 32,
         }
     }
@@ -34,6 +37,7 @@ impl Token {
             2 => Some(Self::Main),
             3 => Some(Self::Channel(index)),
             4 => Some(Self::Irqfd(index)),
+            5 => Some(Self::Monitor),
             _ => None,
         }
     }
@@ -50,6 +54,7 @@ mod tests {
             Signal,
             Listener,
             Main,
+            Monitor,
             Channel(0),
             Channel(4095),
             Irqfd(u32::MAX),

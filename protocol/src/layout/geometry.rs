@@ -194,6 +194,7 @@ impl Geometry {
         match at {
             Page::Run(i) => w(0, i),
             Page::Epoch(i) => line(self.epochs, i),
+            Page::Delivered(i) => line(self.epochs, i) + WORD,
             Page::Tima(server) => line(self.vcpus, server),
             Page::Icp(server) => line(self.vcpus, server) + WORD,
             Page::PendingRoot(server) => line(self.vcpus, server) + 2 * WORD,
@@ -244,6 +245,7 @@ mod tests {
             Page::Run(511),
             Page::Epoch(0),
             Page::Epoch(g.epochs() - 1),
+            Page::Delivered(g.epochs() - 1),
             Page::Tima(0),
             Page::PendingRoot(g.servers() - 1),
             Page::EndCursor(0),

@@ -27,6 +27,8 @@ pub mod word {
     pub const OV5_BYTE_23: u32 = 7;
     /// QUIESCEs not yet resumed.
     pub const QUIESCE_DEPTH: u32 = 16;
+    /// Interrupts that vCPUs accepted while a daemon was the executor. For people: not exact over a crash.
+    pub const DELIVERED: u32 = 17;
     /// First of [`super::super::machine::MACHINE_WORDS`] words that SET_MACHINE fixed.
     pub const MACHINE: u32 = 8;
 }

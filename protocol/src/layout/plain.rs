@@ -23,6 +23,16 @@ impl PlainStorage {
             pages: zone(geometry.pages_size()),
         }
     }
+    /// A copy of a whole memfd; what is missing at the end is zero.
+    pub fn copy_of(geometry: Geometry, memfd: &[u8]) -> Self {
+        let copy = Self::new(geometry);
+        let words = copy.tables.iter().chain(&copy.pages);
+        for (word, bytes) in words.zip(memfd.as_chunks::<8>().0) {
+            // Relaxed: nobody else has the copy yet.
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+        copy
+    }
     /// The machine's offsets.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry

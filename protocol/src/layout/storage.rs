@@ -43,6 +43,8 @@ pub enum Page {
     Run(u32),
     /// Epoch of one executing thread: odd while it is inside a transition.
     Epoch(u32),
+    /// Interrupts that vCPUs have accepted in the transitions of one executing thread; beside its epoch.
+    Delivered(u32),
     /// OS ring of a vCPU, by server number.
     Tima(u32),
     /// ICP of a vCPU, by server number.

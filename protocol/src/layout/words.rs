@@ -229,9 +229,74 @@ pub mod ics {
 }
 
 /// Run-time words of the VMM ([`Page::Run`](super::Page::Run)).
+///
+/// All but the first are for people: the front-end writes them, `papr-intc status` reads them, and
+/// nothing is decided by them.
 pub mod run {
     /// Highest daemon generation known dead; raised by the front-end after it fenced the daemon.
     pub const DEAD_GENERATION: u32 = 0;
+    /// Whether a daemon serves: one of [`presence`](super::presence).
+    pub const PRESENCE: u32 = 8;
+    /// Process id of the daemon that serves or starts, in the VMM's namespace; 0 if there is none.
+    pub const DAEMON_PID: u32 = 9;
+    /// Milliseconds of CLOCK_MONOTONIC at which [`PRESENCE`] last changed.
+    pub const SINCE: u32 = 10;
+    /// Daemons that served after the first.
+    pub const RESTARTS: u32 = 11;
+    /// Milliseconds of CLOCK_MONOTONIC at which the last outage began, the one under way included.
+    pub const OUTAGE_BEGAN: u32 = 12;
+    /// Microseconds that the last outage that is over took.
+    pub const OUTAGE_LENGTH: u32 = 13;
+    /// Why: one of [`reason`](super::reason) in bits 7:0, bit 8: 23:16 is an exit code, bit 9: a signal.
+    pub const OUTAGE_REASON: u32 = 14;
+    /// Interrupts delivered during the last outage that is over.
+    pub const OUTAGE_DELIVERED: u32 = 15;
+    /// Sum of all delivered words when the last outage began.
+    pub const OUTAGE_BASE: u32 = 16;
+    /// The front-end's numbers: bits 15:0 protocol, 31:16 layout, 47:32 plane ABI.
+    pub const FRONT_END: u32 = 17;
+    /// Protocol and layout that were agreed with the daemon, as in [`FRONT_END`]; 47:32 is 0.
+    pub const AGREED: u32 = 18;
+    /// Process id of the VMM in its own namespace.
+    pub const VMM_PID: u32 = 19;
+    /// First of [`NAME_WORDS`] words: the guest's name, UTF-8, little-endian, ended by a zero byte if shorter.
+    pub const NAME: u32 = 20;
+    /// Words of the name.
+    pub const NAME_WORDS: u32 = 8;
+}
+
+/// Values of [`run::PRESENCE`].
+pub mod presence {
+    /// A daemon serves.
+    pub const PRESENT: u64 = 1;
+    /// There is none, another is started.
+    pub const ABSENT: u64 = 2;
+    /// There is none, and none will be.
+    pub const GAVE_UP: u64 = 3;
+    /// The VMM has shut the controller down.
+    pub const SHUT_DOWN: u64 = 4;
+}
+
+/// Why a daemon was lost ([`run::OUTAGE_REASON`]).
+pub mod reason {
+    /// Its process ended.
+    pub const ENDED: u64 = 1;
+    /// It closed its socket.
+    pub const HUNG_UP: u64 = 2;
+    /// It sent what is no reply, or a request met a broken connection.
+    pub const BROKEN: u64 = 3;
+    /// It did not answer in time, and was fenced.
+    pub const SILENT: u64 = 4;
+    /// A planned upgrade.
+    pub const REPLACED: u64 = 5;
+    /// Bits of the code.
+    pub const CODE: u64 = 0xff;
+    /// Bits 23:16 are the exit code.
+    pub const HAS_EXIT: u64 = 1 << 8;
+    /// Bits 23:16 are the signal that ended it.
+    pub const HAS_SIGNAL: u64 = 1 << 9;
+    /// Shift of exit code or signal.
+    pub const STATUS_SHIFT: u32 = 16;
 }
 
 /// Journal words ([`Table::Journal`](super::Table::Journal)).

@@ -5,6 +5,7 @@ use super::codes::{RtasCall, opcode, ret, rtas};
 use super::xics::RtasReply;
 use super::{xics, xive};
 use crate::layout::header::Mode;
+use crate::layout::words::icp;
 use crate::layout::{Compat, Storage};
 use crate::plane::Host;
 use crate::plane::controller::Controller;
@@ -72,6 +73,22 @@ pub fn local_hcall<S: Storage, H: Host>(
             Some(code)
         }
     }
+}
+
+/// This hcall, answered so, made its vCPU accept an interrupt.
+#[inline]
+pub fn hcall_accepted(op: u64, r3: i64, args: &[u64; 9]) -> bool {
+    matches!(op, opcode::H_XIRR | opcode::H_XIRR_X)
+        && r3 == ret::H_SUCCESS
+        && args[0] & icp::XISR != 0
+}
+
+/// This load in the TIMA space, answered so, made its vCPU accept an interrupt: the acknowledge, with the
+/// exception bit in the NSR that it returned.
+#[inline]
+pub fn load_accepted(offset: u64, size: u8, value: u64) -> bool {
+    // All ones: no acknowledge, but a load of what is not there.
+    offset & 0xfff == 0x810 && size == 2 && value & 0x8000 != 0 && value != 0xffff
 }
 
 /// The status of an RTAS call that the mode forbids, if it does.

@@ -276,6 +276,16 @@ impl<S: Storage, H: Host> Plane<S, H> {
         }
     }
 
+    /// Counts an interrupt that a vCPU accepted. For people.
+    #[inline]
+    fn count_delivered(&self, epoch: u32) {
+        let word = self.storage.page(Page::Delivered(epoch));
+        // Relaxed, and no read-modify-write: the thread's own word, in the line of its epoch; readers
+        // only add the words of all threads up.
+        let so_far = word.load(Ordering::Relaxed);
+        word.store(so_far.wrapping_add(1), Ordering::Relaxed);
+    }
+
     /// Runs `f` in the epoch of the calling thread, if the front-end is the executor.
     #[inline]
     fn device<T>(&self, epoch: u32, f: impl FnOnce(&Controller<'_, S, H>) -> T) -> Outcome<T> {
@@ -332,9 +342,15 @@ impl<S: Storage, H: Host> Plane<S, H> {
 
     /// A load of vCPU `server` at `offset` of the TIMA space. 0 while XICS is active.
     pub fn tima_load(&self, epoch: u32, server: u32, offset: u64, size: u8) -> Outcome<u64> {
-        self.guest(epoch, |c| {
+        let loaded = self.guest(epoch, |c| {
             Some(dispatch::tima_load(c, server, offset, size))
-        })
+        });
+        if let Outcome::Done(value) = &loaded
+            && dispatch::load_accepted(offset, size, *value)
+        {
+            self.count_delivered(epoch);
+        }
+        loaded
     }
 
     /// A store of vCPU `server` in the TIMA space. Ignored while XICS is active.
@@ -362,9 +378,15 @@ impl<S: Storage, H: Host> Plane<S, H> {
         args: &mut [u64; 9],
         time_base: u64,
     ) -> Outcome<i64> {
-        self.guest(epoch, |c| {
+        let answered = self.guest(epoch, |c| {
             dispatch::local_hcall(c, server, opcode, args, time_base)
-        })
+        });
+        if let Outcome::Done(r3) = &answered
+            && dispatch::hcall_accepted(opcode, *r3, args)
+        {
+            self.count_delivered(epoch);
+        }
+        answered
     }
 
     /// An RTAS call. Only ibm,get-xive runs here.

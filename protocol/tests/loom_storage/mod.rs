@@ -140,7 +140,7 @@ impl Storage for LoomStorage {
     type Word = Word;
     fn page(&self, at: Page) -> &Word {
         match at {
-            Page::Epoch(_) if !self.has(Key::Page(at)) => &self.idle,
+            Page::Epoch(_) | Page::Delivered(_) if !self.has(Key::Page(at)) => &self.idle,
             _ => self.word(Key::Page(at)),
         }
     }
