@@ -126,10 +126,12 @@ fn irqfds_are_set_as_a_whole_batch_or_not_at_all() {
     assert_eq!(errno(set(&[good, item(LISN + 2, edge)], 2)), libc::ENOENT);
     assert_eq!(errno(set(&[good, item(u32::MAX, edge)], 2)), libc::ENOENT);
     assert_eq!(errno(set(&[good, item(LISN + 1, 2)], 2)), libc::EINVAL);
-    for lisn in [LISN, LISN + 1] {
-        let refused = set(&[good, item(lisn, level)], 2);
-        assert_eq!(errno(refused), libc::ENOTSUP, "nothing would lower it");
-    }
+    let msi = set(&[item(LISN, level)], 2);
+    assert_eq!(errno(msi), libc::EINVAL, "an MSI has no level");
+    let mixed = set(&[good, item(LISN + 1, level)], 3);
+    assert_eq!(errno(mixed), libc::EINVAL);
+    let no_resample = set(&[item(LISN + 1, level)], 1);
+    assert_eq!(errno(no_resample), libc::EPROTO);
     assert_eq!(errno(set(&[good], 0)), libc::EPROTO);
     assert_eq!(errno(set(&[good], 3)), libc::EPROTO);
     assert_eq!(errno(set(&[], 1)), libc::EPROTO);

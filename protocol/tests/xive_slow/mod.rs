@@ -166,6 +166,8 @@ impl Model {
     fn eoi(&mut self, lisn: u32) -> bool {
         let s = self.source(lisn);
         let queued = s.p && s.q;
+        // Whoever still drives it says so again.
+        s.irqfd = false;
         let high = s.vmm || s.irqfd;
         if s.p {
             (s.p, s.q) = (queued, false);

@@ -333,13 +333,23 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
             }
             // The event changes its place in one swap: at no moment is it in no word. (A token in hand
             // would be taken for an earlier event that is presented already, if we died.)
-            let waits = match (old & LSI != 0, priority(old) == MASKED) {
+            // Beside one that waits already it is delivered by itself, as QEMU would; if we die it is merged
+            // with that one.
+            let beside = old & (LSI | REJECTED) == REJECTED;
+            let waits = match (old & LSI != 0 || beside, priority(old) == MASKED) {
                 (true, _) => 0,
                 (false, true) => MASKED_PENDING,
                 (false, false) => REJECTED,
             };
+            if beside {
+                self.host.journal(irq, 0);
+            }
             // AcqRel: takes over what the trigger published.
             if Self::swap(source, old, old & !LATCHED | waits, AcqRel) {
+                if beside {
+                    self.settle(Work::Deliver(n));
+                    return self.close();
+                }
                 return self.look_again(irq);
             }
         }

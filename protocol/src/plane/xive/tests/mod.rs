@@ -288,10 +288,19 @@ fn a_shared_lsi_is_asserted_while_one_input_is() {
     let x = rig.xive();
     x.set_level(16, LevelInput::Vmm, true);
     x.set_level(16, LevelInput::Irqfd, true);
-    x.set_level(16, LevelInput::Vmm, false);
+    // An end lowers the level of irqfds, and leaves the VMM's.
     assert_eq!(x.esb_load(page(16), 8), 1);
-    x.set_level(16, LevelInput::Irqfd, false);
+    assert!(rig.word(Page::Source(16)) & source::RESAMPLE_DUE != 0);
+    x.resampled(16);
+    assert!(rig.word(Page::Source(16)) & source::RESAMPLE_DUE == 0);
+    // A device that still has a reason raises it again.
+    x.set_level(16, LevelInput::Irqfd, true);
+    x.set_level(16, LevelInput::Vmm, false);
     assert_eq!(x.esb_load(page(16), 8), 0);
+    assert!(
+        rig.word(Page::Source(16)) & (source::LEVEL_IRQFD | source::RESAMPLE_DUE)
+            == source::RESAMPLE_DUE
+    );
 }
 
 #[test]
