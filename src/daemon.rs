@@ -15,6 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use papr_intc_protocol::Versions;
 
 use crate::cli::{Args, exit};
+use crate::memory::foreign;
 use crate::server::endpoint;
 use crate::server::event_loop::{Endpoint, EventLoop};
 use crate::server::identity;
@@ -81,6 +82,7 @@ fn run(args: &Args, versions: Versions) -> Result<(), Failure> {
     let signals = SignalFd::with_flags(&signals, flags).map_err(failed("signalfd"))?;
 
     raise_limit().map_err(failed("limit of open files"))?;
+    foreign::install().map_err(failed("SIGBUS"))?;
     let endpoint = open_endpoint(args)?;
     let server = EventLoop::new(
         endpoint,

@@ -4,6 +4,7 @@
 //! * [`calls`]: every hcall, RTAS call and access, with random arguments.
 //! * [`messages`]: malformed, cut, oversized and dripped messages, wrong descriptors, random bytes.
 //! * [`scribble`]: shared memory written over while the daemon works, and garbage handed to a new one.
+//! * [`truncated`]: guest RAM whose file is cut short.
 //!
 //! Random numbers come from fixed seeds. `HOSTILE=10` makes ten times as many of everything.
 
@@ -17,6 +18,8 @@ mod harness;
 mod messages;
 #[path = "hostile/scribble.rs"]
 mod scribble;
+#[path = "hostile/truncated.rs"]
+mod truncated;
 
 use harness::Daemon;
 

@@ -41,6 +41,10 @@ const UNSAFE: &[(&str, &str)] = &[
         "a mapping is seen as a slice of atomics",
     ),
     (
+        "src/memory/foreign.rs",
+        "the SIGBUS handler, and a mapping replaced in place",
+    ),
+    (
         "src/server/endpoint.rs",
         "an inherited number becomes an owned descriptor",
     ),

@@ -3,6 +3,7 @@
 //! The VMM keeps the memfd; a daemon holds an exclusive open-file-description lock on it while it
 //! serves (architecture §4). Everything read from a memfd that came from outside is checked before use.
 
+pub mod foreign;
 mod memfd;
 pub mod staged;
 

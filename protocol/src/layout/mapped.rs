@@ -105,7 +105,7 @@ impl Storage for MappedStorage {
 }
 
 /// A word of the daemon's view. The same as an `AtomicU64`, but in builds with the feature `crash-points`
-/// every write to a mapping is announced first ([`probe`](super::probe)).
+/// every write to a mapping is announced first (`layout::probe`).
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub struct OwnedWord(AtomicU64);

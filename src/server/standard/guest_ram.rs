@@ -8,6 +8,7 @@
 //! whoever holds a [`GuestRam`].
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -16,10 +17,11 @@ use nix::libc;
 use nix::sys::stat::fstat;
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion,
+    GuestMemoryRegion, GuestRegionMmap,
 };
 
 use super::dirty_log::{DirtyLog, LogBitmap};
+use crate::memory::foreign;
 
 /// A memory table with dirty logging.
 pub(super) type Table = GuestMemoryMmap<LogBitmap>;
@@ -52,10 +54,12 @@ impl GuestRam {
         papr_intc_protocol::layout::probe::write_to_ram(gpa);
         // Release: pairs with the guest's load of the entry, as a queue producer's store does on hardware: whatever was
         // written before the event is visible to whoever finds the entry.
-        self.published
-            .memory()
-            .store(entry.to_be(), GuestAddress(gpa), Ordering::Release)
-            .is_ok()
+        let memory = self.published.memory();
+        let gpa = GuestAddress(gpa);
+        memory.store(entry.to_be(), gpa, Ordering::Release).is_ok()
+            && !memory
+                .get_host_address(gpa)
+                .is_ok_and(|address| foreign::is_lost(address.addr()))
     }
 
     /// The entry at `gpa`, or None as for [`Self::write_queue_entry`]. Also the way to fault a page in before a lock is
@@ -102,7 +106,11 @@ impl GuestRam {
         let table = made.memory().clone();
         match accept(&table, log) {
             Ok(()) => {
+                // Files that are cut short cost their regions, those that go until they are gone.
+                let regions = host_ranges(&table);
+                foreign::guard(&regions);
                 replace(&self.published, Table::clone(&table));
+                foreign::guard_only(&regions);
                 Ok(())
             }
             Err(error) => {
@@ -116,6 +124,15 @@ impl GuestRam {
     pub(super) fn clear(&self) {
         replace(&self.published, Table::new());
     }
+}
+
+/// Where the regions are mapped.
+fn host_ranges(table: &Table) -> Vec<Range<usize>> {
+    let host = |region: &GuestRegionMmap<LogBitmap>| {
+        let start = region.as_ptr().addr();
+        start..start + region.size()
+    };
+    table.iter().map(host).collect()
 }
 
 fn replace(memory: &GuestMemoryAtomic<Table>, table: Table) {
