@@ -13,6 +13,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,10 +62,18 @@ impl Endpoint {
         let directory = TempDir::new_with_prefix(std::env::temp_dir().join("papr-intc."))
             .map_err(io::Error::from)?;
         let name = directory.as_path().join("s");
-        let listener = UnixListener::bind(&name)?;
-        let path = open(&name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        std::fs::remove_file(&name)?;
-        directory.remove()?;
+        let made = Self::at(&name);
+        // In any case, and by calls that need no descriptor, of which there may be none left.
+        let _ = std::fs::remove_file(&name);
+        let removed = std::fs::remove_dir(directory.as_path());
+        let made = made?;
+        removed?;
+        Ok(made)
+    }
+
+    fn at(name: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(name)?;
+        let path = open(name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         Ok(Self {
             listener: Listener::from(listener),
             path,
