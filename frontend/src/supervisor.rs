@@ -117,6 +117,9 @@ impl Supervisor {
     /// A daemon is lost: fences it and brings up another.
     fn replace(&mut self, mut session: Session, reason: Reason) -> Option<Session> {
         let away_since = Instant::now();
+        if let Reason::Silent(_) = reason {
+            log::warn!("papr-intc is fenced: {reason}");
+        }
         self.core.all_down();
         let ended = self.fence(&mut session.process);
         self.core
