@@ -67,8 +67,8 @@ impl Options {
     }
 }
 
-/// What counts as a hung daemon. Too short limits cost a restart, which loses nothing; a limit that was
-/// too short for the host is doubled each time, up to 16 times.
+/// What counts as a hung daemon. Too short limits cost a restart, which loses nothing; `answer` doubles from
+/// the third daemon on that was too slow, and `message` from the second, both up to sixteenfold.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchLimits {
     /// A caller that waits longer than this for a reply makes the watch thread ask whether the daemon
@@ -321,9 +321,9 @@ impl Core {
         let Some(mapped) = self.mapped.get() else {
             return;
         };
-        for irqfd in self.intake.irqfds() {
-            if irqfd.resample.is_some() && mapped.plane.controller().resample_due(irqfd.lisn) {
-                self.resample(irqfd.lisn);
+        for lisn in self.intake.levels() {
+            if mapped.plane.controller().resample_due(lisn) {
+                self.resample(lisn);
             }
         }
     }

@@ -117,7 +117,8 @@ pub(crate) fn establish(
     introduced: Introduced,
 ) -> Result<Established, Error> {
     let shake = Handshake { core, connection };
-    let before = topology.executor;
+    // Of the last handshake that succeeded, or as the VMM has changed it since.
+    let was_remote = core.is_remote();
     // A daemon that distrusts the front-end's plane is obeyed, for as long as it serves.
     topology.demoted = introduced.verdict == verdict::DEMOTE;
     topology.executor = match topology.demoted {
@@ -129,9 +130,9 @@ pub(crate) fn establish(
     let channels = shake.vcpus()?;
     let watch = shake.watch()?;
     let counts = shake.start_as(topology)?;
-    let turned = match (before, topology.executor) {
-        (Executor::FrontEnd, Executor::Daemon) => Some(Turned::Demoted),
-        (Executor::Daemon, Executor::FrontEnd) => Some(Turned::Promoted),
+    let turned = match (was_remote, topology.executor) {
+        (false, Executor::Daemon) => Some(Turned::Demoted),
+        (true, Executor::FrontEnd) => Some(Turned::Promoted),
         _ => None,
     };
     if let Some(turned) = turned {
@@ -420,7 +421,7 @@ pub(crate) fn send_irqfds(
     let batches = edges.chunks(MAX_FDS).chain(levels.chunks(MAX_FDS / 2));
     for batch in batches {
         let items = batch.iter().map(|irqfd| irqfd_item(irqfd)).collect();
-        let fds_of = |irqfd: &&'_ Irqfd| [Some(&irqfd.trigger).cloned(), irqfd.resample.clone()];
+        let fds_of = |irqfd: &&'_ Irqfd| [Some(irqfd.trigger.clone()), irqfd.resample.clone()];
         let fds: Vec<Arc<Event>> = batch.iter().flat_map(fds_of).flatten().collect();
         let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         send(&SetIrqfds { items }, &fds)?;

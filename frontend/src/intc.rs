@@ -341,6 +341,7 @@ impl Intc {
         }
         if self.executor() == Executor::FrontEnd {
             core.intake.unpause()?;
+            core.resample_all_due();
         }
         core.kick_all();
         resumed

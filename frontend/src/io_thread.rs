@@ -5,7 +5,7 @@
 //! belongs to whoever reads next; one that was read becomes a trigger, which finds the new executor
 //! by itself. None is lost and none counted twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -64,6 +64,8 @@ struct Table {
     /// With the number by which epoll knows each.
     irqfds: BTreeMap<Key, (u32, Irqfd)>,
     keys: HashMap<u32, Key>,
+    /// Those with a resamplefd: few among many.
+    levels: BTreeSet<Key>,
     last: u32,
     kicks: BTreeMap<u32, Arc<Event>>,
     /// The front-end reads the irqfds; otherwise the daemon does.
@@ -86,6 +88,7 @@ impl Intake {
             table: Mutex::new(Table {
                 irqfds: BTreeMap::new(),
                 keys: HashMap::new(),
+                levels: BTreeSet::new(),
                 last: 0,
                 kicks: BTreeMap::new(),
                 reading,
@@ -105,6 +108,11 @@ impl Intake {
             watch(&self.epoll, &irqfd.trigger, IRQFD | u64::from(token))?;
         }
         let key = irqfd.key();
+        if irqfd.resample.is_some() {
+            table.levels.insert(key);
+        } else {
+            table.levels.remove(&key);
+        }
         if let Some((old, replaced)) = table.irqfds.insert(key, (token, irqfd)) {
             table.keys.remove(&old);
             if table.reading {
@@ -121,6 +129,7 @@ impl Intake {
         let mut table = lock(&self.table);
         let (token, irqfd) = table.irqfds.remove(&key)?;
         table.keys.remove(&token);
+        table.levels.remove(&key);
         if table.reading {
             self.unwatch(&irqfd.trigger);
         }
@@ -156,6 +165,12 @@ impl Intake {
     /// All irqfds, in order.
     pub fn irqfds(&self) -> Vec<Irqfd> {
         listed(&lock(&self.table))
+    }
+
+    /// Sources with resamplefds, each once for every input.
+    pub fn levels(&self) -> Vec<u32> {
+        let table = lock(&self.table);
+        table.levels.iter().map(|(lisn, _)| *lisn).collect()
     }
 
     /// Writes every resamplefd of a source.
@@ -324,6 +339,7 @@ mod tests {
             device
         };
         let devices = [(6, 9), (7, 0), (7, 3), (8, 0)].map(|(lisn, input)| level(lisn, input));
+        assert_eq!(intake.levels(), [6, 7, 7, 8]);
         intake.resample(7);
         assert_eq!(devices.map(|d| d.take()), [false, true, true, false]);
     }

@@ -2,7 +2,7 @@
 
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::wire::MAX_FDS;
-use papr_intc_protocol::wire::source::ClearIrqfds;
+use papr_intc_protocol::wire::source::{ClearIrqfds, IrqfdItem, irqfd_kind};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -89,18 +89,21 @@ impl Intc {
     /// until the guest has ended the interrupt.
     pub fn remove_level_irqfd(&self, lisn: u32, input: u32) -> Result<(), Error> {
         let core = self.core();
-        let listed = core.intake.irqfds();
-        let found = listed.iter().find(|i| (i.lisn, i.input) == (lisn, input));
-        let item = found.map(irqfd_item);
-        match (core.intake.remove_irqfd((lisn, input)), item) {
-            (None, _) | (_, None) => Err(Error::Invalid(format!(
+        match core.intake.remove_irqfd((lisn, input)) {
+            None => Err(Error::Invalid(format!(
                 "LISN {lisn:#x} has no irqfd for input {input}"
             ))),
-            (Some(true), _) => Ok(()),
-            (Some(false), Some(item)) => self.tell(|topology| match topology.irqfds_at {
+            Some(true) => Ok(()),
+            Some(false) => self.tell(|topology| match topology.irqfds_at {
                 Executor::FrontEnd => Ok(()),
                 Executor::Daemon => {
-                    let items = vec![item];
+                    // The kind is not looked at.
+                    let items = vec![IrqfdItem {
+                        lisn,
+                        kind: irqfd_kind::EDGE,
+                        input,
+                        zero: 0,
+                    }];
                     core.ask_session(&ClearIrqfds { items }, &[]).map(|_| ())
                 }
             }),

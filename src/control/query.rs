@@ -104,17 +104,20 @@ impl<M: QueueMemory + Clone> Control<M> {
         status.to_string()
     }
 
+    pub(super) fn ping(&self, ping: &Ping, now: Instant) -> PingReply {
+        PingReply {
+            cookie: ping.cookie,
+            uptime_ms: now.duration_since(self.since).as_millis() as u64,
+            served: self.served,
+        }
+    }
+
     /// PING and QUERY of somebody who only looks on: the monitor socket. Counts as no request.
     pub fn look(&self, code: u32, payload: &[u8], now: Instant) -> Result<Vec<u8>, Refused> {
         match code {
             Ping::CODE => {
                 let ping = Ping::from_bytes(payload)?;
-                let reply = PingReply {
-                    cookie: ping.cookie,
-                    uptime_ms: now.duration_since(self.since).as_millis() as u64,
-                    served: self.served,
-                };
-                Ok(reply.to_bytes())
+                Ok(self.ping(&ping, now).to_bytes())
             }
             Query::CODE => Ok(self.query(&Query::from_bytes(payload)?, now)?.to_bytes()),
             _ => Err(Refused::Phase(

@@ -304,13 +304,8 @@ impl<M: QueueMemory + Clone> Control<M> {
                 })
             }
             Ping::CODE => {
-                let cookie = Ping::from_bytes(payload)?.cookie;
-                let uptime_ms = now.duration_since(self.since).as_millis() as u64;
-                Ok(Served::reply(&PingReply {
-                    cookie,
-                    uptime_ms,
-                    served: self.served,
-                }))
+                let ping = Ping::from_bytes(payload)?;
+                Ok(Served::reply(&self.ping(&ping, now)))
             }
             Last::CODE => {
                 let channel = Last::from_bytes(payload)?.channel;

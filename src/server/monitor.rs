@@ -16,6 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::stat::{Mode, umask};
 use papr_intc_protocol::wire;
 
+use super::serving::success;
 use super::socket::{Progress, RawMessage, Reader};
 use crate::control::Refused;
 
@@ -124,11 +125,7 @@ impl Onlooker {
             return false;
         }
         let body = match look(message.request, payload) {
-            Ok(payload) => {
-                let mut body = wire::reply_body(head.seq, &());
-                body.extend_from_slice(&payload);
-                body
-            }
+            Ok(payload) => success(head.seq, &payload),
             Err(e) => wire::error_body(head.seq, e.errno(), &e.to_string()),
         };
         let reply = RawMessage::reply(message.request, body);
