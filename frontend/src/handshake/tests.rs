@@ -8,13 +8,14 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use papr_intc_protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_protocol::wire::handshake::{SetShm, SetShmReply, ShmInfo};
-use papr_intc_protocol::wire::reply_body;
 use papr_intc_protocol::wire::vcpu::VcpuConnectReply;
+use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, Wire, flag, reply_body};
 
 use super::*;
 use crate::core::Options;
 use crate::fake_peer::FakePeer;
 use crate::guest_ram::GuestRam;
+use crate::standard::VIRTIO_F_VERSION_1;
 use crate::sync::{lock, write};
 
 /// How the peer behaves.
