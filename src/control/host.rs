@@ -15,6 +15,9 @@ use papr_intc_protocol::plane::{Host, LockOwner};
 
 use crate::memory::QueueMemory;
 
+/// Bytes of a page of the dirty log.
+const PAGE: u64 = 4096;
+
 /// The outside of the daemon's transitions. One control thread owns it.
 pub struct DaemonHost<M, S = Arc<OwnedStorage>> {
     ram: M,
@@ -67,7 +70,7 @@ impl<M, S> DaemonHost<M, S> {
         self.due.take()
     }
 
-    /// Guest memory.
+    /// Guest memory, to ask what is there.
     pub fn ram(&self) -> &M {
         &self.ram
     }
@@ -78,6 +81,31 @@ impl<M, S> DaemonHost<M, S> {
             Some(kick) => self.kicks.borrow_mut().insert(server, kick),
             None => self.kicks.borrow_mut().remove(&server),
         };
+    }
+}
+
+impl<M: QueueMemory, S: TableStorage> DaemonHost<M, S> {
+    /// Writes a queue entry now, held back or not, and marks its page. `false`: no RAM there.
+    ///
+    /// A kill between the entry and the mark would leave a page that differs and that nobody sends. So the page
+    /// is on record first, and a successor marks it ([`Self::mark_last_page`]).
+    pub fn write_entry(&self, gpa: u64, entry: u32) -> bool {
+        // Release: program order is what a kill cuts; the entry is stored with Release too, thus after it.
+        self.storage
+            .table_word(Table::Journal(journal::RAM_PAGE))
+            .store(gpa & !(PAGE - 1) | 1, Ordering::Release);
+        self.ram.write_queue_entry(gpa, entry)
+    }
+
+    /// Marks the page that a predecessor wrote last, before the first write of ours.
+    pub fn mark_last_page(&self) {
+        // Acquire: uniform; the kernel's news of a death orders the rest.
+        let page = self
+            .storage
+            .table(Table::Journal(journal::RAM_PAGE), Ordering::Acquire);
+        if page & 1 != 0 {
+            self.ram.mark_written(page & !(PAGE - 1));
+        }
     }
 }
 
@@ -95,7 +123,7 @@ impl<M: QueueMemory, S: TableStorage> Host for DaemonHost<M, S> {
             }
             return backed;
         }
-        self.ram.write_queue_entry(gpa, entry)
+        self.write_entry(gpa, entry)
     }
 
     fn kick(&self, server: u32) {

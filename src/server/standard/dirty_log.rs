@@ -11,7 +11,7 @@
 //! Written by the inner vhost-user thread (log, switch), read by whoever writes guest memory.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vhost_user_backend::bitmap::{
@@ -90,6 +90,9 @@ impl Bitmap for LogBitmap {
             .get()
             .is_some_and(|log| log.all.load(Ordering::Acquire))
         {
+            // The crate sets bits with Relaxed. Release pairs with the Acquire of whoever takes a bit: what was
+            // stored before is seen by the copy of the page that follows.
+            fence(Ordering::Release);
             self.pages.mark_dirty(offset, len);
         }
     }

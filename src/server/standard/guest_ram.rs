@@ -15,9 +15,10 @@ use std::sync::{Arc, PoisonError};
 
 use nix::libc;
 use nix::sys::stat::fstat;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap,
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use super::dirty_log::{DirtyLog, LogBitmap};
@@ -60,6 +61,14 @@ impl GuestRam {
             && !memory
                 .get_host_address(gpa)
                 .is_ok_and(|address| foreign::is_lost(address.addr()))
+    }
+
+    /// Marks the page of `gpa` in the dirty log, without writing.
+    pub fn mark_written(&self, gpa: u64) {
+        let memory = self.published.memory();
+        if let Some((region, at)) = memory.to_region_addr(GuestAddress(gpa)) {
+            region.bitmap().mark_dirty(at.raw_value() as usize, 1);
+        }
     }
 
     /// The entry at `gpa`, or None as for [`Self::write_queue_entry`]. Also the way to fault a page in before a lock is
@@ -181,6 +190,9 @@ pub(super) fn reaches(file: impl AsFd, start: u64, len: u64) -> io::Result<bool>
 impl crate::memory::QueueMemory for GuestRam {
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
         self.write_queue_entry(gpa, entry)
+    }
+    fn mark_written(&self, gpa: u64) {
+        self.mark_written(gpa);
     }
     fn is_backed(&self, gpa: u64, len: u64) -> bool {
         self.is_backed(gpa, len)
