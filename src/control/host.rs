@@ -13,10 +13,8 @@ use papr_intc_protocol::layout::words::journal;
 use papr_intc_protocol::layout::{AtomicWord, Table, TableStorage};
 use papr_intc_protocol::plane::{Host, LockOwner};
 
+use super::journal::Journal;
 use crate::memory::QueueMemory;
-
-/// Bytes of a page of the dirty log.
-const PAGE: u64 = 4096;
 
 /// The outside of the daemon's transitions. One control thread owns it.
 pub struct DaemonHost<M, S = Arc<OwnedStorage>> {
@@ -90,21 +88,14 @@ impl<M: QueueMemory, S: TableStorage> DaemonHost<M, S> {
     /// A kill between the entry and the mark would leave a page that differs and that nobody sends. So the page
     /// is on record first, and a successor marks it ([`Self::mark_last_page`]).
     pub fn write_entry(&self, gpa: u64, entry: u32) -> bool {
-        // Release: program order is what a kill cuts; the entry is stored with Release too, thus after it.
-        self.storage
-            .table_word(Table::Journal(journal::RAM_PAGE))
-            .store(gpa & !(PAGE - 1) | 1, Ordering::Release);
+        Journal(&self.storage).write_in(gpa);
         self.ram.write_queue_entry(gpa, entry)
     }
 
     /// Marks the page that a predecessor wrote last, before the first write of ours.
     pub fn mark_last_page(&self) {
-        // Acquire: uniform; the kernel's news of a death orders the rest.
-        let page = self
-            .storage
-            .table(Table::Journal(journal::RAM_PAGE), Ordering::Acquire);
-        if page & 1 != 0 {
-            self.ram.mark_written(page & !(PAGE - 1));
+        if let Some(page) = Journal(&self.storage).last_page() {
+            self.ram.mark_written(page);
         }
     }
 }

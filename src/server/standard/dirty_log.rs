@@ -90,6 +90,8 @@ impl Bitmap for LogBitmap {
             .get()
             .is_some_and(|log| log.all.load(Ordering::Acquire))
         {
+            #[cfg(feature = "crash-points")]
+            papr_intc_protocol::layout::probe::write_to_ram(offset as u64);
             // The crate sets bits with Relaxed. Release pairs with the Acquire of whoever takes a bit: what was
             // stored before is seen by the copy of the page that follows.
             fence(Ordering::Release);
