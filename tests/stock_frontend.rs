@@ -305,6 +305,22 @@ fn the_log_of_a_stock_front_end_is_the_difference_of_memory() {
 }
 
 #[test]
+fn a_log_that_is_cut_short_costs_its_marks_and_not_the_daemon() {
+    let (_daemon, vmm, guest) = both();
+    let mut migration = Migration::new(vmm, guest);
+    migration.start();
+    migration.log.set_len(0).unwrap();
+    migration.deliver();
+    migration.switch_more();
+    migration.deliver();
+    migration.guest.main.ping();
+    // Another one is as good as ever.
+    migration.start();
+    migration.deliver();
+    assert_eq!(migration.check(), 1, "the memory above has gone");
+}
+
+#[test]
 fn a_queue_in_memory_that_went_drops_its_entries_and_nothing_else() {
     let (_daemon, mut vmm, guest) = both();
     route(&guest);

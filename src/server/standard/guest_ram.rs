@@ -21,7 +21,7 @@ use vm_memory::{
     GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-use super::dirty_log::{DirtyLog, LogBitmap};
+use super::dirty_log::{DirtyLog, LOG_PAGE, LogBitmap};
 use crate::memory::foreign;
 
 /// A memory table with dirty logging.
@@ -29,9 +29,6 @@ pub(super) type Table = GuestMemoryMmap<LogBitmap>;
 
 /// Memory slots offered by GET_MAX_MEM_SLOTS; the crate answers the number but does not hold anybody to it.
 pub(super) const MAX_SLOTS: usize = 509;
-
-/// The unit of the dirty log, in bytes. Regions are made of whole units.
-const LOG_PAGE: u64 = 4096;
 
 /// A handle on guest memory. Cheap to clone; every clone follows the table as the VMM changes it.
 #[derive(Clone, Debug)]
@@ -116,7 +113,7 @@ impl GuestRam {
         match accept(&table, log) {
             Ok(()) => {
                 // Files that are cut short cost their regions, those that go until they are gone.
-                let regions = host_ranges(&table);
+                let regions = host_ranges(&table, log);
                 foreign::guard(&regions);
                 replace(&self.published, Table::clone(&table));
                 foreign::guard_only(&regions);
@@ -129,19 +126,28 @@ impl GuestRam {
         }
     }
 
+    /// There is another log: its file, too, may be cut short.
+    pub(super) fn guard_log(&self, log: &DirtyLog) {
+        let regions = host_ranges(&self.published.memory(), log);
+        foreign::guard(&regions);
+        foreign::guard_only(&regions);
+    }
+
     /// Unmaps everything: the VMM has gone.
     pub(super) fn clear(&self) {
         replace(&self.published, Table::new());
     }
 }
 
-/// Where the regions are mapped.
-fn host_ranges(table: &Table) -> Vec<Range<usize>> {
+/// Where the regions are mapped, and their log.
+fn host_ranges(table: &Table, log: &DirtyLog) -> Vec<Range<usize>> {
     let host = |region: &GuestRegionMmap<LogBitmap>| {
         let start = region.as_ptr().addr();
         start..start + region.size()
     };
-    table.iter().map(host).collect()
+    let ends = table.iter().map(|r| r.start_addr().0 + r.len());
+    let log = log.mapping(ends.max().unwrap_or(0));
+    table.iter().map(host).chain(log).collect()
 }
 
 fn replace(memory: &GuestMemoryAtomic<Table>, table: Table) {
