@@ -101,7 +101,7 @@ pub(crate) struct SharedLog {
 
 impl SharedLog {
     /// An empty log that reaches to the end of RAM. Pages of it that nobody marks in cost nothing.
-    fn new(ram: &GuestRam) -> Result<Self, Error> {
+    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
         let bytes = ram.end().div_ceil(LOG_PAGE * 8).next_multiple_of(LOG_PAGE);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let memfd = memfd_create(c"papr-intc-dirty-log", flags)
