@@ -20,6 +20,7 @@
 //! | `dirty_log` | pages written while the guest migrates |
 //! | `io_thread`, `irqfds`, `event` | irqfds and kicks |
 //! | `intc`, `vcpu`, `source` | the handles |
+//! | `state` | moving a guest |
 
 // A panic on outside input is a defect of ours; an invariant is stated by `expect`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -47,6 +48,7 @@ mod shm;
 mod signals;
 mod source;
 mod standard;
+mod state;
 mod supervisor;
 mod sync;
 mod upgrade;
