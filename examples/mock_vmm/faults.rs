@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::{Board, CasAnswer, Cpu, Numbers, Step};
 use crate::cli::Fault;
+use crate::moves::{Move, Moved};
 use crate::rng::Rng;
 
 /// Decides when a fault strikes.
@@ -132,8 +133,8 @@ impl Board for BrokenBoard {
     fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool {
         self.board.ram_is_filled(gpa, len, value)
     }
-    fn daemon(&self) -> Option<u32> {
-        self.board.daemon()
+    fn daemons(&self) -> Vec<u32> {
+        self.board.daemons()
     }
     fn ask(&self) -> Step {
         self.board.ask()
@@ -146,6 +147,9 @@ impl Board for BrokenBoard {
     }
     fn plug(&self) -> Step {
         self.board.plug()
+    }
+    fn migrate(&self, how: &Move) -> Step<Moved> {
+        self.board.migrate(how)
     }
     fn picture(&self) -> String {
         self.board.picture()

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::chaos::{Outage, WHATS, What};
 use crate::cli::Options;
 use crate::conductor::Loss;
-
+use crate::moves::{Moved, PHASES};
 use crate::tally::{KINDS, Latencies, Tally};
 
 /// Shows progress until `over`: a bar on a terminal, a line every two seconds elsewhere.
@@ -58,6 +58,8 @@ pub struct Summary<'a> {
     pub ran: Duration,
     /// Kills of the daemon.
     pub outages: &'a [Outage],
+    /// Moves to another daemon.
+    pub moves: &'a [Moved],
     /// What never arrived.
     pub lost: &'a [Loss],
     /// Faults put in on purpose.
@@ -70,15 +72,18 @@ impl Summary<'_> {
         self.print_interrupts();
         self.print_changes();
         self.print_outages();
+        self.print_moves();
         self.print_faults();
         let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
         println!(
-            "lost={} spurious={} delivered={} kills={} migrations=0 stops={} hangs={} upgrades={} \
-             switches={} plugs={}",
+            "lost={} spurious={} delivered={} kills={} migrations={} aborted={} stops={} hangs={} \
+             upgrades={} switches={} plugs={}",
             self.lost.len(),
             count(&self.tally.spurious),
             self.tally.all_delivered(),
             self.happened(What::Kill),
+            self.migrations(),
+            self.moves.len() - self.migrations(),
             self.happened(What::Stop),
             self.happened(What::Hang),
             self.happened(What::Upgrade),
@@ -187,6 +192,32 @@ impl Summary<'_> {
                 grouped(of.iter().map(|o| o.delivered).sum())
             );
         }
+    }
+
+    fn print_moves(&self) {
+        if self.moves.is_empty() {
+            return;
+        }
+        let moves = |phase| self.moves.iter().filter(move |m| m.aborted == phase);
+        let given_up =
+            PHASES.map(|(phase, name)| format!("{} after the {name}", moves(Some(phase)).count()));
+        let mut stops: Vec<_> = moves(None).map(|m| m.stopped).collect();
+        stops.sort();
+        let at = |i: usize| time(stops.get(i).map_or(0, |stop| stop.as_nanos() as u64));
+        println!(
+            "moved to another daemon: {}; vCPUs stopped: median {}, longest {}; at most {} bytes\n\
+             moves given up: {}",
+            stops.len(),
+            at(stops.len() / 2),
+            at(stops.len().saturating_sub(1)),
+            grouped(moves(None).map(|m| m.bytes as u64).max().unwrap_or(0)),
+            given_up.join(", "),
+        );
+    }
+
+    /// Moves that were not given up.
+    fn migrations(&self) -> usize {
+        self.moves.iter().filter(|m| m.aborted.is_none()).count()
     }
 
     fn happened(&self, what: What) -> usize {

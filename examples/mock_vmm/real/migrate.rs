@@ -1,0 +1,154 @@
+//! The guest moves to another daemon while it runs: what a VMM does on both sides of a migration, in one
+//! process and with the same RAM.
+//!
+//! | step | guest | what |
+//! |---|---|---|
+//! | 1 | runs | the target is started, its vCPUs are connected, its fixed numbers claimed |
+//! | 2 | runs | the target says whether it can take what the source has; *checked* |
+//! | 3 | stops | vCPUs stop, the source is quiesced; devices go on, what they send is latched; *quiesced* |
+//! | 4 | stopped | devices stop, irqfds leave the source: their counts stay in the eventfds; it is *saved* |
+//! | 5 | stopped | the target is quiesced and *loaded* |
+//! | 6 | goes on | vCPUs and devices find the target, irqfds join it, it resumes |
+//!
+//! After each of the words in italics the move may be given up on purpose: the source has it all and goes
+//! on. A daemon that is killed meanwhile, on either side, is no reason to.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use papr_intc_frontend::{Intc, Vcpu};
+
+use super::{QUIESCE_LIMIT, Real, Wiring, fixed, lock, write};
+use crate::board::Step;
+use crate::moves::{Move, Moved, Phase};
+
+/// Where the guest goes.
+struct Target {
+    intc: Intc,
+    /// In the order of the seats.
+    vcpus: Vec<Vcpu>,
+}
+
+impl Real {
+    pub(super) fn migrate(&self, how: &Move) -> Step<Moved> {
+        let source = self.intc().clone();
+        let Target { intc, vcpus } = self.prepare()?;
+        lock(&self.alive).push(intc.clone());
+        let moved = self.carry(&source, &intc, vcpus, how);
+        let (stays, leaves) = match &moved {
+            Ok(Moved { aborted: None, .. }) => (intc, source),
+            _ => (source, intc),
+        };
+        *lock(&self.alive) = vec![stays];
+        leaves.shutdown();
+        moved
+    }
+
+    /// Another daemon for the same machine, after power-on.
+    fn prepare(&self) -> Step<Target> {
+        let mut options = self.options.clone();
+        let (seats, numbers) = {
+            let wiring = lock(&self.wiring);
+            options.executor = wiring.executor;
+            (wiring.seats.clone(), wiring.fixed.clone())
+        };
+        let release = self.release.load(Ordering::Relaxed) % 2;
+        let release = self.releases[release].clone();
+        let intc = Intc::start(options, release, self.ram.clone(), self.kick.clone())?;
+        let vcpus = seats.iter().map(|seat| intc.connect_vcpu(seat.server));
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
+        for (lisn, lsi) in numbers {
+            intc.claim(&fixed(lisn, lsi))?;
+        }
+        Ok(Target { intc, vcpus })
+    }
+
+    fn carry(&self, source: &Intc, target: &Intc, vcpus: Vec<Vcpu>, how: &Move) -> Step<Moved> {
+        target.state_check(&source.state_header()?)?;
+        if how.abort == Some(Phase::Checked) {
+            return Ok(Moved::given_up(Phase::Checked));
+        }
+        let mut wiring = lock(&self.wiring);
+        let begun = Instant::now();
+        let stopped = || begun.elapsed().saturating_sub(how.linger);
+        let seats = wiring.seats.clone();
+        let mut seats: Vec<_> = seats.iter().map(|seat| write(&seat.vcpu)).collect();
+        source.quiesce(QUIESCE_LIMIT)?;
+        std::thread::sleep(how.linger);
+        if how.abort == Some(Phase::Quiesced) {
+            source.resume(None)?;
+            return Ok(Moved {
+                stopped: stopped(),
+                ..Moved::given_up(Phase::Quiesced)
+            });
+        }
+        let mut place = write(&self.place);
+        let carried = hand_over(source, target, &wiring, how.abort);
+        let goes_on = match &carried {
+            Ok(Moved { aborted: None, .. }) => {
+                *place = target.clone();
+                wiring.executor = target.executor();
+                for (seat, vcpu) in seats.iter_mut().zip(vcpus) {
+                    **seat = vcpu;
+                }
+                target
+            }
+            _ => {
+                source.state_abort()?;
+                source
+            }
+        };
+        for (lisn, event) in &wiring.irqfds {
+            goes_on.add_irqfd(*lisn, event)?;
+        }
+        // From here on it latches what devices send.
+        drop(place);
+        goes_on.resume(None)?;
+        Ok(Moved {
+            stopped: stopped(),
+            ..carried?
+        })
+    }
+}
+
+/// Steps 4 and 5, or until `abort`.
+fn hand_over(source: &Intc, target: &Intc, wiring: &Wiring, abort: Option<Phase>) -> Step<Moved> {
+    for lisn in wiring.irqfds.keys() {
+        source.remove_irqfd(*lisn)?;
+    }
+    let state = source.state_save()?;
+    let moved = Moved {
+        aborted: abort,
+        bytes: state.len(),
+        ..Moved::default()
+    };
+    if abort == Some(Phase::Saved) {
+        return Ok(moved);
+    }
+    target.quiesce(QUIESCE_LIMIT)?;
+    target.state_load(&state)?;
+    if abort == Some(Phase::Loaded) {
+        target.state_abort()?;
+    }
+    Ok(moved)
+}
+
+// STUB until the front-end has these.
+trait Stub {
+    fn state_header(&self) -> Step<Vec<u8>> {
+        Ok(Vec::new())
+    }
+    fn state_check(&self, _header: &[u8]) -> Step {
+        Ok(())
+    }
+    fn state_save(&self) -> Step<Vec<u8>> {
+        Ok(Vec::new())
+    }
+    fn state_load(&self, _state: &[u8]) -> Step {
+        Ok(())
+    }
+    fn state_abort(&self) -> Step {
+        Ok(())
+    }
+}
+impl Stub for Intc {}
