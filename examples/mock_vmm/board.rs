@@ -7,7 +7,7 @@ use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::papr::codes::RtasCall;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::moves::{Move, Moved};
+use crate::moves::{GoesOn, Moved};
 
 /// The controller is gone for good; the text says why.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -99,8 +99,8 @@ pub trait Board: Send + Sync {
     fn plug(&self) -> Step {
         Ok(())
     }
-    /// Moves the running guest to another daemon, or gives that up on the way.
-    fn migrate(&self, _how: &Move) -> Step<Moved> {
+    /// Moves the running guest to another daemon, or as far as `goes_on`.
+    fn migrate(&self, _goes_on: &GoesOn) -> Step<Moved> {
         Err(Gone("there is nothing to move".into()))
     }
     /// What the controller holds, as a monitor shows it; a line per source begins with its number.

@@ -158,6 +158,8 @@ pub enum Fault {
     Kick,
     /// Some interrupts that came while in service are not sent again
     Resend,
+    /// Events sent while the guest is between two daemons are swallowed
+    Move,
     /// Some queue entries get the wrong generation bit
     Generation,
 }

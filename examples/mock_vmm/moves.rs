@@ -4,12 +4,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::board::Board;
+use crate::chaos::{What, signal};
+use crate::cli::Options;
 use crate::rng::Rng;
 use crate::tally::Tally;
 
-/// How far a move has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far a move has got, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// The target has agreed; the guest runs.
     Checked,
@@ -29,44 +33,72 @@ pub const PHASES: [(Phase, &str); 4] = [
     (Phase::Loaded, "load"),
 ];
 
-/// A move to make.
-#[derive(Clone, Copy, Debug)]
-pub struct Move {
-    /// Give it up after this.
-    pub abort: Option<Phase>,
-    /// How long devices send to the quiesced source.
-    pub linger: Duration,
+/// Asked in each phase: `false` if the move is to be given up there.
+pub type GoesOn<'a> = dyn Fn(Phase) -> bool + 'a;
+
+/// A move to another daemon, or one that was given up as it should be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moved {
+    /// It was given up in this phase.
+    pub aborted: Option<Phase>,
+    /// How long the vCPUs stood still.
+    pub stopped: Duration,
+    /// Length of the state; 0 if it was not saved.
+    pub bytes: usize,
+    /// A daemon was killed meanwhile.
+    pub killed: bool,
 }
 
-impl Move {
-    /// Every third is given up.
-    fn choose(rng: &mut Rng) -> Self {
-        let phase = rng.below(PHASES.len() as u64) as usize;
+impl Moved {
+    /// Given up while the guest ran.
+    pub fn given_up(at: Phase) -> Self {
         Self {
-            abort: Some(PHASES[phase].0),
-            linger: Duration::from_micros(rng.below(2000)),
+            aborted: Some(at),
+            ..Self::default()
         }
     }
 }
 
-/// A move that was made, or given up as it should be.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Moved {
-    /// It was given up after this.
-    pub aborted: Option<Phase>,
-    /// How long the vCPUs stood still, [`Move::linger`] left out.
-    pub stopped: Duration,
-    /// Length of the state; 0 if it was not saved.
-    pub bytes: usize,
+/// What is to happen in a move.
+struct Plan {
+    abort: Option<Phase>,
+    /// SIGKILL for one of the daemons, a moment after this phase is reached.
+    kill: Option<Phase>,
+    /// Which daemon, and how long after.
+    which: u64,
+    moment: Duration,
+    /// How long devices send to the quiesced source.
+    linger: Duration,
 }
 
-impl Moved {
-    /// A move that was given up before anything was saved.
-    pub fn given_up(after: Phase) -> Self {
+impl Plan {
+    /// Every third move is given up, in every third a daemon is killed if `kills`.
+    fn choose(rng: &mut Rng, kills: bool) -> Self {
+        let phase = |rng: &mut Rng| PHASES[rng.below(PHASES.len() as u64) as usize].0;
+        let (abort, kill) = (phase(rng), phase(rng));
         Self {
-            aborted: Some(after),
-            ..Self::default()
+            abort: Some(abort),
+            kill: (rng.one_in(3) && kills).then_some(kill),
+            which: rng.below(2),
+            moment: Duration::from_micros(rng.below(400)),
+            linger: Duration::from_micros(rng.below(2000)),
         }
+    }
+
+    fn goes_on(&self, board: &dyn Board, phase: Phase) -> bool {
+        if phase == Phase::Quiesced {
+            std::thread::sleep(self.linger);
+        }
+        if self.kill == Some(phase) {
+            let pids = board.daemons();
+            let pid = pids.get(self.which as usize).copied();
+            let moment = self.moment;
+            std::thread::spawn(move || {
+                std::thread::sleep(moment);
+                pid.is_some_and(|pid| signal(pid, Signal::SIGKILL))
+            });
+        }
+        self.abort != Some(phase)
     }
 }
 
@@ -74,12 +106,15 @@ impl Moved {
 pub fn carry_out(
     board: &dyn Board,
     tally: &Tally,
-    period: Duration,
-    seed: u64,
+    options: &Options,
     over: &AtomicBool,
 ) -> Vec<Moved> {
-    let mut rng = Rng::new(seed, 0x11);
     let mut moves = Vec::new();
+    let Some(period) = options.migrate_every else {
+        return moves;
+    };
+    let kills = options.chaos.as_ref().is_some_and(|c| c.has(What::Kill));
+    let mut rng = Rng::new(options.seed, 0x11);
     let mut next = Instant::now() + period;
     while !over.load(Ordering::Relaxed) {
         let now = Instant::now();
@@ -87,8 +122,15 @@ pub fn carry_out(
             std::thread::sleep((next - now).min(Duration::from_millis(20)));
             continue;
         }
-        match board.migrate(&Move::choose(&mut rng)) {
-            Ok(moved) => moves.push(moved),
+        let plan = Plan::choose(&mut rng, kills);
+        match board.migrate(&|phase| plan.goes_on(board, phase)) {
+            Ok(moved) => moves.push(Moved {
+                stopped: moved.stopped.saturating_sub(plan.linger),
+                killed: plan
+                    .kill
+                    .is_some_and(|at| moved.aborted.is_none_or(|end| at <= end)),
+                ..moved
+            }),
             Err(gone) => {
                 tally.wrong(format!("move: {gone}"));
                 break;

@@ -22,7 +22,7 @@ use papr_intc_protocol::wire::source::{ANY, Claim, claim_flag};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::{Board, CasAnswer, Cpu, Gone, Numbers, Step};
-use crate::moves::{Move, Moved};
+use crate::moves::{GoesOn, Moved};
 
 impl From<Error> for Gone {
     fn from(error: Error) -> Self {
@@ -245,8 +245,8 @@ impl Board for Real {
             )),
         }
     }
-    fn migrate(&self, how: &Move) -> Step<Moved> {
-        Real::migrate(self, how)
+    fn migrate(&self, goes_on: &GoesOn) -> Step<Moved> {
+        Real::migrate(self, goes_on)
     }
     fn picture(&self) -> String {
         let picture = self.intc().query(query::PIC, 0);

@@ -206,18 +206,23 @@ impl Summary<'_> {
         let at = |i: usize| time(stops.get(i).map_or(0, |stop| stop.as_nanos() as u64));
         println!(
             "moved to another daemon: {}; vCPUs stopped: median {}, longest {}; at most {} bytes\n\
-             moves given up: {}",
+             moves given up: {}; moves in which a daemon was killed: {}",
             stops.len(),
             at(stops.len() / 2),
             at(stops.len().saturating_sub(1)),
             grouped(moves(None).map(|m| m.bytes as u64).max().unwrap_or(0)),
             given_up.join(", "),
+            self.killed_in_moves(),
         );
     }
 
     /// Moves that were not given up.
     fn migrations(&self) -> usize {
         self.moves.iter().filter(|m| m.aborted.is_none()).count()
+    }
+
+    fn killed_in_moves(&self) -> usize {
+        self.moves.iter().filter(|m| m.killed).count()
     }
 
     fn happened(&self, what: What) -> usize {
@@ -231,7 +236,8 @@ impl Summary<'_> {
         let executes = o.remote || o.forward_all;
         let deaths = self.outages.iter();
         let deaths = deaths.filter(|o| !matches!(o.what, What::Switch | What::Plug));
-        let excused = deaths.count() as u64 * u64::from(o.sources + o.vcpus);
+        let deaths = deaths.count() + self.killed_in_moves();
+        let excused = deaths as u64 * u64::from(o.sources + o.vcpus);
         let own_plane =
             !executes && self.happened(What::Upgrade) + self.happened(What::Switch) == 0;
         self.tally.spurious.load(Ordering::Relaxed) <= if own_plane { 0 } else { excused }

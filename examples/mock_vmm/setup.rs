@@ -243,6 +243,7 @@ fn with_faults(
             board,
             faults: faults.clone(),
             forget_resend,
+            moving: AtomicBool::new(false),
         }),
     }
 }
@@ -307,12 +308,10 @@ fn spawn_mover(
     over: &Arc<AtomicBool>,
 ) -> Thread<Vec<moves::Moved>> {
     let (platform, over) = (platform.clone(), over.clone());
-    let (period, seed) = (options.migrate_every, options.seed);
+    let options = options.clone();
     std::thread::spawn(move || {
         let (board, tally) = (&*platform.board, &platform.tally);
-        period.map_or_else(Vec::new, |period| {
-            moves::carry_out(board, tally, period, seed, &over)
-        })
+        moves::carry_out(board, tally, &options, &over)
     })
 }
 

@@ -4,14 +4,14 @@
 //! | step | guest | what |
 //! |---|---|---|
 //! | 1 | runs | the target is started, its vCPUs are connected, its fixed numbers claimed |
-//! | 2 | runs | the target says whether it can take what the source has; *checked* |
-//! | 3 | stops | vCPUs stop, the source is quiesced; devices go on, what they send is latched; *quiesced* |
-//! | 4 | stopped | devices stop, irqfds leave the source: their counts stay in the eventfds; it is *saved* |
-//! | 5 | stopped | the target is quiesced and *loaded* |
+//! | 2 | runs | the target says whether it can take what the source has: *checked* |
+//! | 3 | stops | vCPUs stop; devices go on, the source latches what they send: *quiesced* |
+//! | 4 | stopped | devices stop, irqfds leave the source and keep their counts: *saved* |
+//! | 5 | stopped | the target has everything and has not run: *loaded* |
 //! | 6 | goes on | vCPUs and devices find the target, irqfds join it, it resumes |
 //!
-//! After each of the words in italics the move may be given up on purpose: the source has it all and goes
-//! on. A daemon that is killed meanwhile, on either side, is no reason to.
+//! At each of the words in italics the move may be given up: the source has it all and goes on. A daemon
+//! that is killed, on either side, is no reason to.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use papr_intc_frontend::{Intc, Vcpu};
 
 use super::{QUIESCE_LIMIT, Real, Wiring, fixed, lock, write};
 use crate::board::Step;
-use crate::moves::{Move, Moved, Phase};
+use crate::moves::{GoesOn, Moved, Phase};
 
 /// Where the guest goes.
 struct Target {
@@ -30,11 +30,11 @@ struct Target {
 }
 
 impl Real {
-    pub(super) fn migrate(&self, how: &Move) -> Step<Moved> {
+    pub(super) fn migrate(&self, goes_on: &GoesOn) -> Step<Moved> {
         let source = self.intc().clone();
         let Target { intc, vcpus } = self.prepare()?;
         lock(&self.alive).push(intc.clone());
-        let moved = self.carry(&source, &intc, vcpus, how);
+        let moved = self.carry(&source, &intc, vcpus, goes_on);
         let (stays, leaves) = match &moved {
             Ok(Moved { aborted: None, .. }) => (intc, source),
             _ => (source, intc),
@@ -63,74 +63,76 @@ impl Real {
         Ok(Target { intc, vcpus })
     }
 
-    fn carry(&self, source: &Intc, target: &Intc, vcpus: Vec<Vcpu>, how: &Move) -> Step<Moved> {
+    fn carry(
+        &self,
+        source: &Intc,
+        target: &Intc,
+        vcpus: Vec<Vcpu>,
+        goes_on: &GoesOn,
+    ) -> Step<Moved> {
         target.state_check(&source.state_header()?)?;
-        if how.abort == Some(Phase::Checked) {
+        if !goes_on(Phase::Checked) {
             return Ok(Moved::given_up(Phase::Checked));
         }
         let mut wiring = lock(&self.wiring);
         let begun = Instant::now();
-        let stopped = || begun.elapsed().saturating_sub(how.linger);
         let seats = wiring.seats.clone();
         let mut seats: Vec<_> = seats.iter().map(|seat| write(&seat.vcpu)).collect();
         source.quiesce(QUIESCE_LIMIT)?;
-        std::thread::sleep(how.linger);
-        if how.abort == Some(Phase::Quiesced) {
+        if !goes_on(Phase::Quiesced) {
             source.resume(None)?;
             return Ok(Moved {
-                stopped: stopped(),
+                stopped: begun.elapsed(),
                 ..Moved::given_up(Phase::Quiesced)
             });
         }
         let mut place = write(&self.place);
-        let carried = hand_over(source, target, &wiring, how.abort);
-        let goes_on = match &carried {
-            Ok(Moved { aborted: None, .. }) => {
-                *place = target.clone();
-                wiring.executor = target.executor();
-                for (seat, vcpu) in seats.iter_mut().zip(vcpus) {
-                    **seat = vcpu;
-                }
-                target
+        let moved = hand_over(source, target, &wiring, goes_on);
+        let next = if let Ok(Moved { aborted: None, .. }) = &moved {
+            *place = target.clone();
+            wiring.executor = target.executor();
+            for (seat, vcpu) in seats.iter_mut().zip(vcpus) {
+                **seat = vcpu;
             }
-            _ => {
-                source.state_abort()?;
-                source
-            }
+            target
+        } else {
+            source.state_abort()?;
+            source
         };
         for (lisn, event) in &wiring.irqfds {
-            goes_on.add_irqfd(*lisn, event)?;
+            next.add_irqfd(*lisn, event)?;
         }
         // From here on it latches what devices send.
         drop(place);
-        goes_on.resume(None)?;
+        next.resume(None)?;
         Ok(Moved {
-            stopped: stopped(),
-            ..carried?
+            stopped: begun.elapsed(),
+            ..moved?
         })
     }
 }
 
-/// Steps 4 and 5, or until `abort`.
-fn hand_over(source: &Intc, target: &Intc, wiring: &Wiring, abort: Option<Phase>) -> Step<Moved> {
+/// Steps 4 and 5.
+fn hand_over(source: &Intc, target: &Intc, wiring: &Wiring, goes_on: &GoesOn) -> Step<Moved> {
     for lisn in wiring.irqfds.keys() {
         source.remove_irqfd(*lisn)?;
     }
     let state = source.state_save()?;
-    let moved = Moved {
-        aborted: abort,
+    let moved = |aborted| Moved {
+        aborted,
         bytes: state.len(),
         ..Moved::default()
     };
-    if abort == Some(Phase::Saved) {
-        return Ok(moved);
+    if !goes_on(Phase::Saved) {
+        return Ok(moved(Some(Phase::Saved)));
     }
     target.quiesce(QUIESCE_LIMIT)?;
     target.state_load(&state)?;
-    if abort == Some(Phase::Loaded) {
+    if !goes_on(Phase::Loaded) {
         target.state_abort()?;
+        return Ok(moved(Some(Phase::Loaded)));
     }
-    Ok(moved)
+    Ok(moved(None))
 }
 
 // STUB until the front-end has these.
