@@ -77,7 +77,7 @@ impl Plan {
         let phase = |rng: &mut Rng| PHASES[rng.below(PHASES.len() as u64) as usize].0;
         let (abort, kill) = (phase(rng), phase(rng));
         Self {
-            abort: Some(abort),
+            abort: rng.one_in(3).then_some(abort),
             kill: (rng.one_in(3) && kills).then_some(kill),
             which: rng.below(2),
             moment: Duration::from_micros(rng.below(400)),

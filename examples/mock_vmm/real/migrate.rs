@@ -134,23 +134,3 @@ fn hand_over(source: &Intc, target: &Intc, wiring: &Wiring, goes_on: &GoesOn) ->
     }
     Ok(moved(None))
 }
-
-// STUB until the front-end has these.
-trait Stub {
-    fn state_header(&self) -> Step<Vec<u8>> {
-        Ok(Vec::new())
-    }
-    fn state_check(&self, _header: &[u8]) -> Step {
-        Ok(())
-    }
-    fn state_save(&self) -> Step<Vec<u8>> {
-        Ok(Vec::new())
-    }
-    fn state_load(&self, _state: &[u8]) -> Step {
-        Ok(())
-    }
-    fn state_abort(&self) -> Step {
-        Ok(())
-    }
-}
-impl Stub for Intc {}
