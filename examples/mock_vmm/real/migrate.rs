@@ -70,7 +70,12 @@ impl Real {
         vcpus: Vec<Vcpu>,
         goes_on: &GoesOn,
     ) -> Step<Moved> {
-        target.state_check(&source.state_header()?)?;
+        let head = {
+            // No vCPU is being plugged in or out.
+            let _still = lock(&self.wiring);
+            source.state_header()?
+        };
+        target.state_check(&head)?;
         if !goes_on(Phase::Checked) {
             return Ok(Moved::given_up(Phase::Checked));
         }
