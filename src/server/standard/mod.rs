@@ -33,11 +33,11 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, VhostUserProtocolFeatures};
 
 pub use self::backend::{
-    FEATURE_PAPR_MESSAGES, FEATURES, IDENTITY_LEN, PROTOCOL_FEATURES, StandardEvent,
+    FEATURE_PAPR_MESSAGES, FEATURES, IDENTITY_LEN, PROTOCOL_FEATURES, StandardEvent, StateChannel,
 };
 pub use self::guest_ram::GuestRam;
 pub use self::inner::StandardError;
-pub use self::request::is_barrier;
+pub use self::request::{StateRequest, is_barrier, state_request};
 
 use self::backend::StdBackend;
 use self::inner::Inner;
@@ -142,6 +142,23 @@ impl Standard {
         self.negotiate()
     }
 
+    /// Serves SET_DEVICE_STATE_FD or CHECK_DEVICE_STATE, to which the machine has this answer. The channel that
+    /// came with it, if the answer is yes.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_state(
+        &mut self,
+        message: RawMessage,
+        verdict: Result<(), String>,
+    ) -> Result<(Served, Option<StateChannel>), StandardError> {
+        self.backend.set_verdict(verdict);
+        let served = self.serve(message);
+        self.backend.set_verdict(Err("nobody was asked".to_owned()));
+        let channel = self.backend.take_channel();
+        served.map(|served| (served, channel))
+    }
+
     /// Serves one request with a standard code. When it returns, the request has taken effect or been refused; what it
     /// means for the machine is in [`Served::events`].
     ///
@@ -194,7 +211,10 @@ impl Standard {
         let body = raised.as_ref().map_or(&message.body[..], |body| &body[..]);
         let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(AsFd::as_fd).collect();
         match self.inner.call(message.request, body, &fds)? {
-            Some(reply) if service == Service::Get => Ok(Ok(Some(reply))),
+            Some(reply) if service == Service::Get => {
+                self.record(message);
+                Ok(Ok(Some(reply)))
+            }
             Some(reply) if u64_of(&reply.body) == Some(0) => {
                 self.record(message);
                 Ok(Ok(None))
@@ -255,6 +275,7 @@ impl Standard {
             Ok(FrontendReq::SET_PROTOCOL_FEATURES) => {
                 self.negotiated.protocol = u64_of(&message.body).unwrap_or(0);
             }
+            Ok(FrontendReq::SET_LOG_BASE) => self.backend.guard_log(),
             // The crate has checked that it is a stream socket of the Unix domain. Its own handle on it cannot send PAPR
             // notes, and was dropped.
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => {
