@@ -20,7 +20,10 @@ pub fn settle(state: &State, notes: &mut Notes) -> Result<State, ConvertError> {
                 Mode::Xics => trigger_xics(&mut settled, input.lisn),
                 Mode::Xive => trigger_xive(&mut settled, input.lisn)?,
             }
-            notes.add(item(), "the event that came while quiesced has taken effect");
+            notes.add(
+                item(),
+                "the event that came while quiesced has taken effect",
+            );
         }
         if input.resample_due {
             notes.add(item(), "resamplefds that are due are not carried");
@@ -65,11 +68,17 @@ fn trigger_xive(state: &mut State, lisn: u32) -> Result<(), ConvertError> {
     let XiveSource {
         pq, masked, end, ..
     } = sources[at];
-    let routed = state.xive.ends.binary_search_by_key(&end, |e| e.end).is_ok();
+    let routed = state
+        .xive
+        .ends
+        .binary_search_by_key(&end, |e| e.end)
+        .is_ok();
     match pq {
         0 if !masked && routed => Err(refused(
             format!("input {lisn:#x}"),
-            format!("an event that came while quiesced belongs into the queue of END {end:#x}: resume first"),
+            format!(
+                "an event that came while quiesced belongs into the queue of END {end:#x}: resume first"
+            ),
         )),
         0 | 2 => {
             sources[at].pq = pq + if pq == 0 { 2 } else { 1 };

@@ -11,6 +11,8 @@
 
 pub mod inputs;
 pub mod qemu;
+#[cfg(test)]
+mod random;
 
 use papr_intc_protocol::state::validate::Invalid;
 

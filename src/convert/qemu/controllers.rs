@@ -92,7 +92,8 @@ impl Controllers {
             xive,
             tctxs: tctxs.collect::<Result<_, ConvertError>>()?,
             ov5: part(OV5).map_or(Ok(Ov5::EMPTY), |p| Ov5::from_payload(OV5, p))?,
-            irq_map: part(IRQ_MAP).map_or(Ok(IrqMap::EMPTY), |p| IrqMap::from_payload(IRQ_MAP, p))?,
+            irq_map: part(IRQ_MAP)
+                .map_or(Ok(IrqMap::EMPTY), |p| IrqMap::from_payload(IRQ_MAP, p))?,
             msi_blocks,
         })
     }
@@ -144,7 +145,9 @@ fn set(stream: &mut Stream, name: &str, payload: Option<Vec<u8>>) -> Result<(), 
 /// address, its first number, how many.
 fn phb_msis(payload: &[u8]) -> Result<Vec<(u32, u32)>, sections::SectionError> {
     const FIXED: usize = 8 + 4 * 4;
-    let counted = payload.get(FIXED..).and_then(|p| p.split_first_chunk::<4>());
+    let counted = payload
+        .get(FIXED..)
+        .and_then(|p| p.split_first_chunk::<4>());
     let blocks = counted.and_then(|(n, blocks)| {
         let (blocks, odd) = blocks.as_chunks::<12>();
         let whole = odd.is_empty() && blocks.len() == u32::from_be_bytes(*n) as usize;

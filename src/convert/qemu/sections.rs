@@ -18,7 +18,9 @@ pub enum SectionError {
         what: String,
     },
     /// No byte order makes sense of all entries.
-    #[error("section spapr-xive: EAS {0:#x} makes sense in neither byte order together with the ones before")]
+    #[error(
+        "section spapr-xive: EAS {0:#x} makes sense in neither byte order together with the ones before"
+    )]
     ByteOrder(usize),
 }
 
@@ -379,10 +381,16 @@ mod tests {
         for (bytes, is) in [
             ([0, 0, 0, 0, 0xff, 0xff, 0, 2], entry(0, 0xff, 0xff, 0, 2)),
             // LSI 1201, asserted but refused.
-            ([0, 0, 0, 0, 6, 6, 1, 1], entry(0, 6, 6, ics_status::ASSERTED, 1)),
+            (
+                [0, 0, 0, 0, 6, 6, 1, 1],
+                entry(0, 6, 6, ics_status::ASSERTED, 1),
+            ),
             // MSI 1300, sitting in XISR; 1301 refused; 1302 triggered while masked.
             ([0, 0, 0, 0, 5, 5, 0, 2], entry(0, 5, 5, 0, 2)),
-            ([0, 0, 0, 1, 7, 7, 4, 2], entry(1, 7, 7, ics_status::REJECTED, 2)),
+            (
+                [0, 0, 0, 1, 7, 7, 4, 2],
+                entry(1, 7, 7, ics_status::REJECTED, 2),
+            ),
             (
                 [0, 0, 0, 0, 0xff, 0xff, 8, 2],
                 entry(0, 0xff, 0xff, ics_status::MASKED_PENDING, 2),
@@ -412,7 +420,10 @@ mod tests {
         assert_eq!(payload[16..24], 0x0002_0000_0000_0000u64.to_be_bytes());
         assert!(ov5.bit(177));
         ov5.set_byte(24, 0x40);
-        assert_eq!(ov5.to_payload()[16..24], 0x0202_0000_0000_0000u64.to_be_bytes());
+        assert_eq!(
+            ov5.to_payload()[16..24],
+            0x0202_0000_0000_0000u64.to_be_bytes()
+        );
         assert_eq!((ov5.byte(23), ov5.byte(24), ov5.byte(25)), (0x40, 0x40, 0));
         assert_eq!(Ov5::from_payload("ov5", &ov5.to_payload()), Ok(ov5));
 
@@ -437,8 +448,16 @@ mod tests {
     #[test]
     fn measured_tables_of_both_byte_orders() {
         for (order, eas, w0) in [
-            (ByteOrder::Little, [0x10, 0, 0, 0, 6, 0, 0, 0x80], [0, 0, 4, 0xe0]),
-            (ByteOrder::Big, [0x80, 0, 0, 6, 0, 0, 0, 0x10], [0xe0, 4, 0, 0]),
+            (
+                ByteOrder::Little,
+                [0x10, 0, 0, 0, 6, 0, 0, 0x80],
+                [0, 0, 4, 0xe0],
+            ),
+            (
+                ByteOrder::Big,
+                [0x80, 0, 0, 6, 0, 0, 0, 0x10],
+                [0xe0, 4, 0, 0],
+            ),
         ] {
             let payload = tables().to_payload(order);
             assert_eq!(payload[4..12], eas);
@@ -471,7 +490,11 @@ mod tests {
     #[test]
     fn lengths_are_exact() {
         let payload = tables().to_payload(ByteOrder::Little);
-        for bad in [&payload[..3], &payload[..100], &payload[..payload.len() - 1]] {
+        for bad in [
+            &payload[..3],
+            &payload[..100],
+            &payload[..payload.len() - 1],
+        ] {
             assert!(XiveTables::from_payload(bad, None).is_err());
         }
         assert!(XiveTables::from_payload(&[0xff; 64], None).is_err());

@@ -47,11 +47,18 @@ pub fn of(controllers: &Controllers, vsmt: Option<u32>) -> Result<Vec<Vcpu>, Con
     rings.sort_unstable();
     if let Some(twice) = rings.windows(2).find(|w| w[0].0 == w[1].0) {
         let item = format!("xive-tctx {}", twice[1].1);
-        let what = format!("server {} has a ring already, instance {}", twice[1].0, twice[0].1);
+        let what = format!(
+            "server {} has a ring already, instance {}",
+            twice[1].0, twice[0].1
+        );
         return Err(refused(item, what));
     }
     if controllers.ics.is_some() && controllers.icps.len() != rings.len() {
-        let what = format!("{} of them, and {} rings", controllers.icps.len(), rings.len());
+        let what = format!(
+            "{} of them, and {} rings",
+            controllers.icps.len(),
+            rings.len()
+        );
         return Err(refused("icp/server", what));
     }
     let mut icps = controllers.icps.keys();
@@ -148,7 +155,13 @@ mod tests {
     fn without_rings_the_index_and_vsmt_say_it() {
         let mut c = dual(&[0, 3], &[]);
         (c.xive, c.tctxs) = (None, BTreeMap::new());
-        let servers = |vsmt| of(&c, vsmt).unwrap().iter().map(|v| v.server).collect::<Vec<_>>();
+        let servers = |vsmt| {
+            of(&c, vsmt)
+                .unwrap()
+                .iter()
+                .map(|v| v.server)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(servers(None), [0, 3]);
         assert_eq!(servers(Some(8)), [0, 24]);
         assert!(of(&c, Some(u32::MAX)).is_err());
