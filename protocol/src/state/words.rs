@@ -54,6 +54,7 @@ impl<'a, S: Storage> Words<'a, S> {
             cas_xive: state.cas_xive,
             ov5_byte_23: self.table(Table::Header(word::OV5_BYTE_23)) as u8,
             servers: self.servers(),
+            fixed: fixed(&self.claims()),
         }
     }
 
