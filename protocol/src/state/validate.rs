@@ -34,16 +34,41 @@ macro_rules! must {
 /// Numbers rise.
 fn ascending(name: &str, numbers: impl Iterator<Item = u32>) -> Result<(), Invalid> {
     let mut last = None;
-    for n in numbers {
-        must!(
-            last.is_none_or(|last| last < n),
-            format!("{name} {n:#x}"),
-            "comes after {:#x}, but the list must rise",
-            last.unwrap_or(0)
-        );
-        last = Some(n);
-    }
+    numbers
+        .into_iter()
+        .try_for_each(|n| rises(name, &mut last, n))
+}
+
+/// The next number of a list. In the loops over sources, so that a million of them are looked at once.
+#[inline]
+fn rises(name: &str, last: &mut Option<u32>, n: u32) -> Result<(), Invalid> {
+    must!(
+        last.is_none_or(|last| last < n),
+        format!("{name} {n:#x}"),
+        "comes after {:#x}, but the list must rise",
+        last.unwrap_or(0)
+    );
+    *last = Some(n);
     Ok(())
+}
+
+/// Kinds of rising numbers.
+struct Kinds<'a>(&'a [Claims]);
+
+impl Kinds<'_> {
+    #[inline]
+    fn of(&mut self, lisn: u32) -> Option<Kind> {
+        while let [run, rest @ ..] = self.0 {
+            if lisn < run.first {
+                return None;
+            }
+            if lisn - run.first < run.count {
+                return Some(run.kind);
+            }
+            self.0 = rest;
+        }
+        None
+    }
 }
 
 /// A state on its machine.
@@ -193,9 +218,9 @@ impl Checker<'_> {
             "xics sources",
             "on a machine without XICS"
         );
-        ascending("xics source", sources.iter().map(|s| s.irq))?;
-        let mut claims = self.state.claims.iter().peekable();
+        let (mut last, mut kinds) = (None, Kinds(&self.state.claims));
         for s in sources {
+            rises("xics source", &mut last, s.irq)?;
             let item = || format!("xics source {:#x}", s.irq);
             let base = self.geometry.xics_base();
             let (irq, servers) = (s.irq, self.geometry.servers());
@@ -218,9 +243,7 @@ impl Checker<'_> {
                 s.priority,
                 s.saved
             );
-            while claims.next_if(|run| run.first + run.count <= irq).is_some() {}
-            let run = claims.peek().filter(|run| run.first <= irq);
-            let kind = run.map(|run| run.kind);
+            let kind = kinds.of(irq);
             must!(
                 !s.sent || kind == Some(Kind::Lsi),
                 item(),
@@ -271,9 +294,9 @@ impl Checker<'_> {
             "xive sources",
             "on a machine without XIVE"
         );
-        ascending("xive source", sources.iter().map(|s| s.lisn))?;
-        let mut claims = self.state.claims.iter().peekable();
+        let (mut last, mut kinds) = (None, Kinds(&self.state.claims));
         for s in sources {
+            rises("xive source", &mut last, s.lisn)?;
             let item = || format!("xive source {:#x}", s.lisn);
             let (all, ends) = (self.geometry.sources(), self.geometry.ends());
             must!(s.lisn < all, item(), "beyond the {all:#x} sources");
@@ -285,11 +308,7 @@ impl Checker<'_> {
                 "EISN {:#x} has more than 31 bits",
                 s.eisn
             );
-            while claims
-                .next_if(|run| run.first + run.count <= s.lisn)
-                .is_some()
-            {}
-            let claimed = claims.peek().is_some_and(|run| run.first <= s.lisn);
+            let claimed = kinds.of(s.lisn).is_some();
             must!(
                 *s != XiveSource::reset(s.lisn, claimed),
                 item(),
