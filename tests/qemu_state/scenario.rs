@@ -1,0 +1,43 @@
+//! Guests with something pending: what they do, and what the monitor must then show.
+
+mod dual;
+mod xics;
+mod xive;
+
+use super::op::{MSI_SLOTS, Program};
+use super::pic::Pic;
+use super::qemu::IcMode;
+
+/// A class of pending interrupts, and whether a controller shows it.
+pub type Class = (&'static str, fn(&Pic) -> bool);
+
+/// One guest.
+pub struct Scenario {
+    pub name: &'static str,
+    pub mode: IcMode,
+    pub program: Program,
+    /// All of them are shown when the guest is saved.
+    pub classes: Vec<Class>,
+}
+
+/// Every guest.
+pub fn all() -> Vec<Scenario> {
+    let mut all = xics::all();
+    all.extend(xive::all());
+    all.extend(dual::all());
+    all
+}
+
+/// Devices ready to interrupt: six virtual SCSI adapters, four pins, two MSIs.
+fn set_up_devices(program: &mut Program) {
+    program.on(0);
+    for n in 0..6 {
+        program.set_up_vscsi(n);
+    }
+    for slot in 0..6 {
+        program.set_up_pci(slot);
+    }
+    for slot in MSI_SLOTS {
+        program.set_up_msi(slot);
+    }
+}

@@ -1,0 +1,242 @@
+//! XICS guests.
+
+use super::super::op::{LINE, MSI, MSI_SLOTS, Program, VSCSI};
+use super::super::pic::status::{ASSERTED, MASKED_PENDING, REJECTED, SENT};
+use super::super::pic::{Icp, Pic};
+use super::super::qemu::IcMode;
+use super::{Class, Scenario, set_up_devices};
+
+/// `H_CPPR` that lets everything through.
+const OPEN: u64 = 0xff;
+
+pub fn all() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "xics: a source presented, others behind it",
+            mode: IcMode::Xics,
+            program: whole(refused),
+            classes: refused_classes(),
+        },
+        Scenario {
+            name: "xics: displaced by an IPI and by a source",
+            mode: IcMode::Xics,
+            program: whole(displaced),
+            classes: displaced_classes(),
+        },
+        Scenario {
+            name: "xics: in service, and again",
+            mode: IcMode::Xics,
+            program: whole(in_service),
+            classes: in_service_classes(),
+        },
+        Scenario {
+            name: "xics: never used",
+            mode: IcMode::Xics,
+            program: whole(|_| {}),
+            classes: vec![("reset", |pic| {
+                let masked = |s: &_| {
+                    matches!(
+                        s,
+                        super::super::pic::Ics {
+                            priority: 0xff,
+                            status: 0,
+                            ..
+                        }
+                    )
+                };
+                pic.xics().icps.iter().all(|icp| icp.xirr == 0)
+                    && pic.xics().sources.iter().all(masked)
+            })],
+        },
+    ]
+}
+
+fn whole(pend: fn(&mut Program)) -> Program {
+    let mut program = Program::default();
+    set_up_devices(&mut program);
+    program.start_cpu(1);
+    pend(&mut program);
+    program.save_here();
+    take(&mut program);
+    program
+}
+
+/// vCPU 0 has a source presented, vCPU 1 one in service and a more favoured one presented.
+pub fn refused(program: &mut Program) {
+    program
+        .on(0)
+        .set_xive(VSCSI, 0, 5)
+        .cppr(OPEN)
+        .pulse_vscsi(0) // presented
+        .set_xive(VSCSI + 1, 0, 7)
+        .pulse_vscsi(1) // less favoured than what is there
+        .pulse_vscsi(2) // masked since reset
+        .set_xive(VSCSI + 3, 0, 6)
+        .int_off(VSCSI + 3)
+        .pulse_vscsi(3) // masked, with a priority to come back to
+        .set_xive(LINE, 0, 6)
+        .raise(0) // refused
+        .raise(1) // masked
+        .ipi(0, 6); // less favoured
+    program.on(1).cppr(OPEN);
+    program.on(0).set_xive(LINE + 2, 1, 4).raise(2);
+    program.on(1).accept(); // the line is in service
+    program
+        .on(0)
+        .set_xive(LINE + 3, 1, 2)
+        .raise(3) // presented
+        .set_xive(MSI, 1, 7)
+        .pulse_msi(MSI_SLOTS[0]) // refused
+        .ipi(1, 5); // behind both
+}
+
+pub fn refused_classes() -> Vec<Class> {
+    vec![
+        ("presented MSI", |pic| {
+            icp(pic, 0) == (0xff00_1101, 5, 6) && source(pic, VSCSI) == (5, 0)
+        }),
+        ("presented line", |pic| {
+            icp(pic, 1) == (0x0400_1203, 2, 5) && source(pic, LINE + 3) == (2, ASSERTED | SENT)
+        }),
+        ("rejected: refused by what is presented", |pic| {
+            source(pic, VSCSI + 1) == (7, REJECTED)
+        }),
+        ("rejected: refused by CPPR", |pic| {
+            source(pic, MSI) == (7, REJECTED)
+        }),
+        ("masked pending", |pic| {
+            source(pic, VSCSI + 2) == (0xff, MASKED_PENDING)
+        }),
+        ("masked pending, with a saved priority", |pic| {
+            source(pic, VSCSI + 3) == (0xff, MASKED_PENDING)
+        }),
+        ("level asserted, refused", |pic| {
+            source(pic, LINE) == (6, ASSERTED)
+        }),
+        ("level asserted, masked", |pic| {
+            source(pic, LINE + 1) == (0xff, ASSERTED)
+        }),
+        ("level asserted, in service", |pic| {
+            source(pic, LINE + 2) == (4, ASSERTED | SENT)
+        }),
+        ("MFRR behind what is presented", |pic| {
+            pic.xics().icps[0].mfrr == 6 && pic.xics().icps[1].mfrr == 5
+        }),
+    ]
+}
+
+/// vCPU 0 is presented an IPI that came after a source; vCPU 1 a source that came after a line.
+fn displaced(program: &mut Program) {
+    program
+        .on(0)
+        .set_xive(VSCSI, 0, 5)
+        .cppr(OPEN)
+        .pulse_vscsi(0)
+        .ipi(0, 4);
+    program.on(1).cppr(OPEN);
+    program
+        .on(0)
+        .set_xive(LINE, 1, 6)
+        .raise(0)
+        .set_xive(VSCSI + 1, 1, 3)
+        .pulse_vscsi(1)
+        .pulse_vscsi(1);
+}
+
+fn displaced_classes() -> Vec<Class> {
+    vec![
+        ("MFRR presented", |pic| icp(pic, 0) == (0xff00_0002, 4, 4)),
+        ("rejected: displaced", |pic| {
+            source(pic, VSCSI) == (5, REJECTED)
+        }),
+        ("level asserted, displaced", |pic| {
+            source(pic, LINE) == (6, ASSERTED)
+        }),
+        ("presented and pending once more", |pic| {
+            icp(pic, 1) == (0xff00_1102, 3, 0xff) && source(pic, VSCSI + 1) == (3, REJECTED)
+        }),
+    ]
+}
+
+/// vCPU 0 handles a source that comes again; vCPU 1 takes nothing.
+fn in_service(program: &mut Program) {
+    program
+        .on(0)
+        .set_xive(VSCSI, 0, 5)
+        .cppr(OPEN)
+        .pulse_vscsi(0)
+        .accept()
+        .pulse_vscsi(0)
+        .set_xive(MSI + 1, 1, 0)
+        .pulse_msi(MSI_SLOTS[1])
+        .ipi(1, 0)
+        .set_xive(LINE, 1, 4)
+        .raise(0);
+}
+
+fn in_service_classes() -> Vec<Class> {
+    vec![
+        ("in service and pending once more", |pic| {
+            icp(pic, 0) == (0x0500_0000, 0xff, 0xff) && source(pic, VSCSI) == (5, REJECTED)
+        }),
+        ("a closed vCPU: MFRR", |pic| icp(pic, 1) == (0, 0xff, 0)),
+        ("a closed vCPU: rejected", |pic| {
+            source(pic, MSI + 1) == (0, REJECTED)
+        }),
+        ("a closed vCPU: level asserted", |pic| {
+            source(pic, LINE) == (4, ASSERTED)
+        }),
+    ]
+}
+
+/// What a guest with one vCPU leaves when it chooses XIVE: nothing that XICS presents, for the vCPU has one line for both.
+pub fn left_behind(program: &mut Program) {
+    program
+        .on(0)
+        .set_xive(VSCSI, 0, 5)
+        .pulse_vscsi(0)
+        .pulse_vscsi(1)
+        .set_xive(VSCSI + 3, 1, 6)
+        .int_off(VSCSI + 3)
+        .ipi(0, 3);
+}
+
+fn icp(pic: &Pic, cpu: usize) -> (u32, u8, u8) {
+    let Icp {
+        xirr,
+        pending,
+        mfrr,
+    } = pic.xics().icps[cpu];
+    (xirr, pending, mfrr)
+}
+
+/// Priority and status.
+fn source(pic: &Pic, lisn: u32) -> (u8, u8) {
+    let source = pic.xics().source(lisn);
+    (source.priority, source.status)
+}
+
+/// Takes all that is pending, and looks at every setting. The lines stay high, so they are masked in between.
+pub fn take(program: &mut Program) {
+    let sources = || (VSCSI..VSCSI + 6).chain(LINE..LINE + 4).chain(MSI..MSI + 2);
+    for cpu in 0..2 {
+        program.on(cpu).poll(cpu as u64).accept_and_end(3);
+    }
+    for lisn in sources() {
+        program.get_xive(lisn);
+    }
+    for lisn in LINE..LINE + 4 {
+        program.int_off(lisn);
+    }
+    for cpu in 0..2 {
+        program.on(cpu).cppr(OPEN).accept_and_end(6);
+        program.ipi(cpu as u64, 0xff).cppr(OPEN).accept_and_end(6);
+    }
+    for lisn in sources() {
+        program.int_on(lisn).accept_and_end(2).get_xive(lisn);
+    }
+    for lisn in VSCSI..VSCSI + 6 {
+        program.set_xive(lisn, 1, 1).cppr(OPEN).accept_and_end(2);
+    }
+    program.on(0).cppr(OPEN).accept_and_end(2).poll(0).poll(1);
+}
