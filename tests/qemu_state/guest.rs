@@ -315,9 +315,9 @@ fn fault(put: &mut impl FnMut(u32, &Code)) -> Label {
 
 /// What Linux hands to `ibm,client-architecture-support`, as little of it as will do.
 fn architecture_vector(byte23: u8) -> Vec<u8> {
-    // Any processor; five vectors, of which the first four are a byte of zero.
-    let mut vector = vec![0; 4];
-    vector.extend([0xff; 4]);
+    // A POWER9, and the end of that list; five vectors, of which the first four are a byte of zero.
+    let processors: [u32; 4] = [0xffff_0000, 0x004e_0000, 0, u32::MAX];
+    let mut vector: Vec<u8> = processors.iter().flat_map(|w| w.to_be_bytes()).collect();
     vector.push(5 - 1);
     vector.extend([0; 8]);
     let mut five = [0; 26];

@@ -86,7 +86,6 @@ const SET_XIVE: u32 = 0x200a;
 const GET_XIVE: u32 = 0x200b;
 const INT_OFF: u32 = 0x200c;
 const INT_ON: u32 = 0x200d;
-const READ_PCI_CONFIG: u32 = 0x2016;
 const WRITE_PCI_CONFIG: u32 = 0x2017;
 const CHANGE_MSI: u32 = 0x2019;
 
@@ -312,11 +311,6 @@ impl Program {
     fn write_config(&mut self, slot: u32, register: u32, size: u32, value: u32) -> &mut Self {
         let args = [slot << 11 | register, BUID[0], BUID[1], size, value];
         self.rtas(WRITE_PCI_CONFIG, &args, 1)
-    }
-
-    pub fn read_config(&mut self, slot: u32, register: u32, size: u32) -> &mut Self {
-        let args = [slot << 11 | register, BUID[0], BUID[1], size];
-        self.rtas(READ_PCI_CONFIG, &args, 2)
     }
 
     /// Have the device in `slot` answer in memory.
