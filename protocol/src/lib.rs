@@ -5,6 +5,7 @@
 //! | [`wire`] | the messages on the socket |
 //! | [`layout`] | the words in shared memory and where they are |
 //! | [`plane`] | the transitions on those words: XIVE and XICS, run by the VMM's threads or by the daemon |
+//! | [`state`] | the state of a guest that moves: what it holds, how it is written, who may take it |
 //! | [`versions`] | what builds compare before they work together |
 //! | [`papr`] | hcall and RTAS numbers, and the calls that any executor can run |
 //!
@@ -17,6 +18,7 @@
 pub mod layout;
 pub mod papr;
 pub mod plane;
+pub mod state;
 pub mod versions;
 pub mod wire;
 
