@@ -4,8 +4,10 @@
 //! the first half is complete they spin with interrupts off. An injected NMI brings them to 100 again,
 //! where SPRG0, which migrates, holds the address of the second half.
 
+use papr_intc_protocol::papr::codes::opcode::{H_EOI, H_XIRR};
+
 use super::asm::{Code, DEC, Label, Reg, SPRG0, When};
-use super::op::{CPU_ENTRIES, H_EOI, H_XIRR, Op, Program, Step, trigger_page};
+use super::op::{CPU_ENTRIES, Op, Program, Step, trigger_page};
 
 /// vCPUs of every guest.
 pub const CPUS: usize = 2;

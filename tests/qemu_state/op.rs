@@ -3,6 +3,8 @@
 //! A [`Program`] has two halves. The first makes the state that is saved; the second runs after that, on the guest that
 //! was saved, on QEMU that loaded it, and on whoever else did, and shows what is delivered.
 
+use papr_intc_protocol::papr::codes::opcode::*;
+
 /// What a vCPU does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -66,38 +68,32 @@ pub struct Program {
     saved: bool,
 }
 
-pub const H_XIRR: u64 = 0x74;
-pub const H_EOI: u64 = 0x64;
 const H_PUT_TCE: u64 = 0x20;
-const H_CPPR: u64 = 0x68;
-const H_IPI: u64 = 0x6c;
-const H_IPOLL: u64 = 0x70;
 const H_REG_CRQ: u64 = 0xfc;
 const H_FREE_CRQ: u64 = 0x100;
 const H_VIO_SIGNAL: u64 = 0x104;
-const H_SEND_CRQ: u64 = 0x108;
-const H_INT_SET_SOURCE_CONFIG: u64 = 0x3ac;
-const H_INT_GET_SOURCE_CONFIG: u64 = 0x3b0;
-const H_INT_SET_QUEUE_CONFIG: u64 = 0x3b8;
-const H_INT_GET_QUEUE_CONFIG: u64 = 0x3bc;
+/// On a virtual SCSI adapter: one pulse of its interrupt.
+pub const H_SEND_CRQ: u64 = 0x108;
 
 const START_CPU: u32 = 0x2006;
-const SET_XIVE: u32 = 0x200a;
-const GET_XIVE: u32 = 0x200b;
-const INT_OFF: u32 = 0x200c;
-const INT_ON: u32 = 0x200d;
+pub const SET_XIVE: u32 = 0x200a;
+pub const GET_XIVE: u32 = 0x200b;
+pub const INT_OFF: u32 = 0x200c;
+pub const INT_ON: u32 = 0x200d;
 const WRITE_PCI_CONFIG: u32 = 0x2017;
 const CHANGE_MSI: u32 = 0x2019;
 
 /// ESB pages of LISN 0; two of 64 KiB for each LISN, first the one that triggers.
-const ESB: u64 = 0x0006_0100_0000_0000;
+pub const ESB: u64 = 0x0006_0100_0000_0000;
 /// The OS page of the TIMA.
-const TIMA: u64 = 0x0006_0302_031a_0000;
+pub const TIMA: u64 = 0x0006_0302_031a_0000;
 /// Of the host bridge: its number, and the window of its 32-bit memory.
 const BUID: [u32; 2] = [0x0800_0000, 0x2000_0000];
 const PCI_MEMORY: u64 = 0x0000_2000_0000_0000;
 
-/// The first virtual SCSI adapter is 71000001 and has this interrupt; the others follow.
+/// Unit of the first virtual SCSI adapter.
+pub const VSCSI_UNIT: u32 = 0x7100_0001;
+/// Its interrupt; the others follow.
 pub const VSCSI: u32 = 0x1101;
 /// Interrupts of the pins A of the slots 0 to 3.
 pub const LINE: u32 = 0x1200;
@@ -120,8 +116,11 @@ pub mod esb {
 pub const CPU_ENTRIES: u32 = 0x1000;
 /// A page of messages for each virtual SCSI adapter.
 const CRQ: u64 = 0x0300_0000;
-/// Event queues.
+/// Event queues: [`QUEUE_STRIDE`] apart, the sixteen of two servers.
 pub const QUEUES: u64 = 0x0400_0000;
+pub const QUEUE_STRIDE: u64 = 0x20_0000;
+/// Bytes of all of them.
+pub const QUEUES_LEN: usize = 16 * QUEUE_STRIDE as usize;
 
 impl Program {
     /// What follows is done by this vCPU.
@@ -285,16 +284,16 @@ pub fn trigger_page(lisn: u32) -> u64 {
     ESB + u64::from(lisn) * 0x2_0000
 }
 
-/// Where the queue of a server and priority is: 64 KiB each.
+/// Where the queue of a server and priority is.
 pub fn queue_page(server: u64, priority: u64) -> u64 {
-    QUEUES + (server * 8 + priority) * 0x1_0000
+    QUEUES + (server * 8 + priority) * QUEUE_STRIDE
 }
 
 /// Devices.
 impl Program {
     /// Have the virtual SCSI adapter `n` ready to answer messages, with interrupts.
     pub fn set_up_vscsi(&mut self, n: u32) -> &mut Self {
-        let unit = u64::from(0x7100_0001 + n);
+        let unit = u64::from(VSCSI_UNIT + n);
         let page = CRQ + u64::from(n) * 0x1000;
         self.hcall(H_PUT_TCE, &[unit, 0, page | 3])
             .hcall(H_FREE_CRQ, &[unit])
@@ -304,7 +303,7 @@ impl Program {
 
     /// One interrupt of the virtual SCSI adapter `n`: it answers a message.
     pub fn pulse_vscsi(&mut self, n: u32) -> &mut Self {
-        let unit = u64::from(0x7100_0001 + n);
+        let unit = u64::from(VSCSI_UNIT + n);
         self.hcall(H_SEND_CRQ, &[unit, 0xc001_0000_0000_0000, 0])
     }
 

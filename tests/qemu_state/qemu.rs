@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use papr_intc_protocol::layout::IcMode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -21,21 +22,12 @@ const POLL: Duration = Duration::from_millis(5);
 /// Speculation that this emulation does not tame; named, so that QEMU does not warn.
 const MITIGATIONS: &str = "cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off";
 
-/// What QEMU calls its ways of offering the controllers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IcMode {
-    Xics,
-    Xive,
-    Dual,
-}
-
-impl IcMode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Xics => "xics",
-            Self::Xive => "xive",
-            Self::Dual => "dual",
-        }
+/// The value of the machine's property `ic-mode`.
+fn name(mode: IcMode) -> &'static str {
+    match mode {
+        IcMode::Xics => "xics",
+        IcMode::Xive => "xive",
+        IcMode::Dual => "dual",
     }
 }
 
@@ -82,7 +74,7 @@ impl Qemu {
         let mut command = Command::new(binary());
         command
             .arg("-machine")
-            .arg(format!("pseries-7.2,ic-mode={},{MITIGATIONS}", mode.name()))
+            .arg(format!("pseries-7.2,ic-mode={},{MITIGATIONS}", name(mode)))
             .args(["-cpu", "power9", "-m", "256M", "-smp", "2"])
             .args(["-accel", "tcg,thread=single"])
             .args(["-nodefaults", "-display", "none", "-no-user-config"])

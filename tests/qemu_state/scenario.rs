@@ -1,12 +1,13 @@
 //! Guests with something pending: what they do, and what the monitor must then show.
 
+use papr_intc_protocol::layout::IcMode;
+
 mod dual;
 mod xics;
 mod xive;
 
 use super::op::{MSI_SLOTS, Program};
 use super::pic::Pic;
-use super::qemu::IcMode;
 
 /// A class of pending interrupts, and whether a controller shows it.
 pub type Class = (&'static str, fn(&Pic) -> bool);

@@ -1,7 +1,8 @@
 //! Guests that may choose: before they did, and after.
 
+use papr_intc_protocol::layout::IcMode;
+
 use super::super::op::Program;
-use super::super::qemu::IcMode;
 use super::{Scenario, set_up_devices, xics, xive};
 
 pub fn all() -> Vec<Scenario> {

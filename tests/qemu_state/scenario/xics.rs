@@ -1,9 +1,10 @@
 //! XICS guests.
 
+use papr_intc_protocol::layout::IcMode;
+
 use super::super::op::{LINE, MSI, MSI_SLOTS, Program, VSCSI};
 use super::super::pic::status::{ASSERTED, MASKED_PENDING, REJECTED, SENT};
 use super::super::pic::{Icp, Pic};
-use super::super::qemu::IcMode;
 use super::{Class, Scenario, set_up_devices};
 
 /// `H_CPPR` that lets everything through.

@@ -1,8 +1,9 @@
 //! XIVE guests.
 
+use papr_intc_protocol::layout::IcMode;
+
 use super::super::op::{LINE, MSI, MSI_SLOTS, Program, VSCSI, esb, queue_page};
 use super::super::pic::{Eas, Pic};
-use super::super::qemu::IcMode;
 use super::{Class, Scenario, set_up_devices};
 
 /// Byte 23 of option vector 5 that asks for XIVE.
