@@ -12,6 +12,7 @@
 
 pub mod cli;
 pub mod control;
+pub mod convert;
 pub mod daemon;
 pub mod log_limit;
 pub mod memory;
