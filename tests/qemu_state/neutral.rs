@@ -91,7 +91,6 @@ fn xive(state: &State, ram: impl Fn(u64) -> u32) -> Xive {
     };
     Xive {
         rings: state.head.servers.iter().map(ring).collect(),
-        rest: Vec::new(),
         sources: claimed(state).map(source).collect(),
     }
 }

@@ -40,6 +40,15 @@ impl Op {
         }
     }
 
+    /// Whether the outcome says that an interrupt was taken.
+    pub fn delivered(&self, outcome: &[u64]) -> bool {
+        match self {
+            Self::AcceptAndEnd => outcome[0] & 0xff_ffff != 0,
+            Self::Load { address, .. } if *address == TIMA_ACK => outcome[0] & 0x8000 != 0,
+            _ => false,
+        }
+    }
+
     /// Whether the outcome says that it was done. A load cannot fail.
     pub fn succeeded(&self, outcome: &[u64]) -> bool {
         match self {
@@ -87,6 +96,7 @@ const CHANGE_MSI: u32 = 0x2019;
 pub const ESB: u64 = 0x0006_0100_0000_0000;
 /// The OS page of the TIMA.
 pub const TIMA: u64 = 0x0006_0302_031a_0000;
+const TIMA_ACK: u64 = TIMA + 0x810;
 /// Of the host bridge: its number, and the window of its 32-bit memory.
 const BUID: [u32; 2] = [0x0800_0000, 0x2000_0000];
 const PCI_MEMORY: u64 = 0x0000_2000_0000_0000;
@@ -265,7 +275,7 @@ impl Program {
 
     /// Acknowledge; outcome: NSR and the new CPPR.
     pub fn tima_ack(&mut self) -> &mut Self {
-        self.load(TIMA + 0x810, 2)
+        self.load(TIMA_ACK, 2)
     }
 
     /// Have an interrupt of this priority pending without any source.

@@ -1,0 +1,153 @@
+//! A guest on QEMU: made, saved, loaded, and what it says.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::guest::{Guest, OUTCOMES};
+use super::op::{QUEUES, QUEUES_LEN, Step};
+use super::pic::Pic;
+use super::qemu::Qemu;
+use super::scenario::{self, Scenario};
+
+/// What the steps of a half showed.
+pub type Outcomes = Vec<Vec<u64>>;
+
+/// A scenario's guest, compiled.
+pub struct Subject {
+    scenario: Scenario,
+    guest: Guest,
+}
+
+impl Subject {
+    fn new(scenario: Scenario) -> Self {
+        let guest = Guest::compile(&scenario.program);
+        Self { scenario, guest }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.scenario.name
+    }
+
+    /// Makes the state, shows it, saves it, and goes on where it stands.
+    pub fn save(&self) -> Saved {
+        let folder = tempfile::tempdir().unwrap();
+        let stream = folder.path().join("stream");
+        let mut qemu = self.prepare();
+        let pic = self.pic(&mut qemu);
+        for (class, is_shown) in &self.scenario.classes {
+            assert!(is_shown(&pic), "{}: not shown: {class}\n{pic}", self.name());
+        }
+        let queues = qemu.memory(QUEUES, QUEUES_LEN);
+        qemu.save(&stream);
+        let after = self.take(&mut qemu);
+        let counts = (self.scenario.classes.len(), self.delivered(&after));
+        println!(
+            "{}: {} classes, {} delivered",
+            self.name(),
+            counts.0,
+            counts.1
+        );
+        Saved {
+            stream,
+            pic,
+            queues,
+            after,
+            folder,
+        }
+    }
+
+    /// The active controller, as the monitor of a stopped QEMU shows it.
+    pub fn pic(&self, qemu: &mut Qemu) -> Pic {
+        Pic::parse(&qemu.info_pic())
+    }
+
+    /// Interrupts that the second half took.
+    fn delivered(&self, after: &Outcomes) -> usize {
+        let steps = self.scenario.program.after.iter().zip(after);
+        let delivered = steps.filter(|(step, outcome)| step.op.delivered(outcome));
+        delivered.count()
+    }
+
+    /// Runs the first half, and stops.
+    fn prepare(&self) -> Qemu {
+        let mut qemu = Qemu::boot(self.scenario.mode, &self.guest.image);
+        qemu.wait_for_turn(self.guest.turns[0]);
+        qemu.stop();
+        let (before, _) = self.outcomes(&mut qemu);
+        self.assert_done(&self.scenario.program.before, &before);
+        qemu
+    }
+
+    /// The guest as it was saved, stopped.
+    pub fn load(&self, stream: &Path) -> Result<Qemu, String> {
+        Qemu::load(self.scenario.mode, &self.guest.image, stream)
+    }
+
+    /// Runs the second half of a guest that stands where it was saved.
+    pub fn take(&self, qemu: &mut Qemu) -> Outcomes {
+        qemu.resume();
+        qemu.inject_nmi();
+        qemu.wait_for_turn(self.guest.turns[1]);
+        let (_, after) = self.outcomes(qemu);
+        self.assert_done(&self.scenario.program.after, &after);
+        after
+    }
+
+    fn outcomes(&self, qemu: &mut Qemu) -> (Outcomes, Outcomes) {
+        let memory = qemu.memory(OUTCOMES, 8 * self.guest.outcome_words);
+        let mut words = memory
+            .chunks(8)
+            .map(|word| u64::from_be_bytes(word.try_into().unwrap()));
+        let mut half = |steps: &[Step]| {
+            let outcome = |step: &Step| words.by_ref().take(step.op.outcome_len()).collect();
+            steps.iter().map(outcome).collect()
+        };
+        let program = &self.scenario.program;
+        (half(&program.before), half(&program.after))
+    }
+
+    fn assert_done(&self, steps: &[Step], outcomes: &Outcomes) {
+        for (step, outcome) in steps.iter().zip(outcomes) {
+            let done = step.op.succeeded(outcome);
+            assert!(done, "{}: {step:x?} gave {outcome:x?}", self.scenario.name);
+        }
+    }
+
+    /// The second half showed the same, step by step.
+    pub fn assert_same(&self, expected: &Outcomes, got: &Outcomes) {
+        let steps = self.scenario.program.after.iter();
+        for ((step, expected), got) in steps.zip(expected).zip(got) {
+            let name = self.scenario.name;
+            assert_eq!(
+                expected, got,
+                "{name}: {step:x?} (left: where it was saved)"
+            );
+        }
+    }
+}
+
+/// A guest that was saved. Its files go with it.
+pub struct Saved {
+    pub stream: PathBuf,
+    /// The controller when it was saved.
+    pub pic: Pic,
+    /// The event queues then.
+    pub queues: Vec<u8>,
+    /// What the second half showed on the guest that went on.
+    pub after: Outcomes,
+    pub folder: TempDir,
+}
+
+impl Saved {
+    /// A word of an event queue.
+    pub fn word(&self, gpa: u64) -> u32 {
+        let at = (gpa - QUEUES) as usize;
+        u32::from_be_bytes(self.queues[at..at + 4].try_into().unwrap())
+    }
+}
+
+/// All guests, compiled.
+pub fn subjects() -> impl Iterator<Item = Subject> {
+    scenario::all().into_iter().map(Subject::new)
+}
