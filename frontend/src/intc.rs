@@ -260,7 +260,7 @@ impl Intc {
         Ok(Source::new(self.clone(), lisn))
     }
 
-    fn ask<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+    pub(crate) fn ask<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
         self.core().ask(request)
     }
 

@@ -19,6 +19,7 @@
 //! | `shm`, `guest_ram` | memory: the controller's, the guest's |
 //! | `io_thread`, `irqfds`, `event` | irqfds and kicks |
 //! | `intc`, `vcpu`, `source` | the handles |
+//! | `state` | moving a guest |
 
 // A panic on outside input is a defect of ours; an invariant is stated by `expect`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -44,6 +45,7 @@ mod process;
 mod shm;
 mod signals;
 mod source;
+mod state;
 mod supervisor;
 mod sync;
 mod upgrade;

@@ -4,7 +4,7 @@
 //! A value, not constants: a daemon gets it from its `main`, so that a binary with other numbers can be
 //! made of the same code (`examples/next_daemon`).
 
-use crate::layout::header::HeaderError;
+use crate::layout::header::{HeaderError, incompat};
 use crate::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 
 /// The versions of one build.
@@ -41,7 +41,7 @@ impl Versions {
             plane_min: PLANE_ABI,
             plane: PLANE_ABI,
             compat_flags: 0,
-            incompat_known: 0,
+            incompat_known: incompat::LOADING,
             incompat_used: 0,
             build,
         }
@@ -98,7 +98,7 @@ mod tests {
     const NEXT: Versions = Versions {
         protocol_max: PROTOCOL_VERSION + 1,
         plane: PLANE_ABI + 1,
-        incompat_known: 1,
+        incompat_known: incompat::LOADING | 2,
         ..Versions::current("next")
     };
 
@@ -127,13 +127,13 @@ mod tests {
         let this = Versions::current("this");
         assert_eq!(NEXT.check_memory(this.header_word(), 0), Ok(()));
         assert_eq!(this.check_memory(NEXT.header_word(), 0), Ok(()));
-        assert_eq!(NEXT.check_memory(NEXT.header_word(), 1), Ok(()));
-        let unknown = this.check_memory(NEXT.header_word(), 1);
+        assert_eq!(NEXT.check_memory(NEXT.header_word(), 2), Ok(()));
+        let unknown = this.check_memory(NEXT.header_word(), 2);
         assert_eq!(
             unknown,
             Err(HeaderError::Incompat {
-                unknown: 1,
-                known: 0
+                unknown: 2,
+                known: incompat::LOADING
             })
         );
         let later = u64::from(this.layout) | u64::from(NEXT.plane) << 16;

@@ -141,6 +141,7 @@ impl<M: QueueMemory> Core<M> {
         for lisn in self.claims().claimed() {
             self.run(|| c.replay(lisn));
         }
+        self.first_look();
         (0..c.geometry.servers()).for_each(|server| self.plane.host().kick(server));
     }
 
@@ -227,6 +228,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         if self.core()?.depth() == 0 {
             return Err(Refused::Phase("RESUME without QUIESCE"));
         }
+        self.forget_states();
         self.begin(Work::Resume(executor), now + PATIENCE)
     }
 

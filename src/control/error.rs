@@ -2,6 +2,8 @@
 
 use nix::libc;
 
+use papr_intc_protocol::state::{Mismatch, StreamError};
+
 use crate::memory::MemoryError;
 
 /// A refused request. Nothing has changed.
@@ -78,6 +80,23 @@ pub enum Refused {
     /// The machine is quiesced.
     #[error("the machine is quiesced")]
     Quiesced,
+    /// Only a quiesced machine has a state that can be moved.
+    #[error("the machine is not quiesced")]
+    NotQuiesced,
+    /// The pieces of a state do not join: those of before are not here, a predecessor had them perhaps.
+    #[error("the bytes at {asked} do not join: there are {have}")]
+    Piece {
+        /// Offset in the request.
+        asked: u64,
+        /// Bytes that are here.
+        have: u64,
+    },
+    /// A state that cannot be taken, or not be written.
+    #[error(transparent)]
+    State(#[from] StreamError),
+    /// A state that is not for this machine.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
     /// Threads of the VMM stayed inside a transition.
     #[error("{what}: {threads} threads are still inside a transition")]
     GraceTimeout {
@@ -119,6 +138,13 @@ impl Refused {
             Self::ServerRange { .. } | Self::SourceRange { .. } => libc::ERANGE,
             Self::NotYours { .. } => libc::EPERM,
             Self::Taken(_) | Self::Quiesced | Self::Busy(_) => libc::EBUSY,
+            Self::NotQuiesced => libc::EBUSY,
+            Self::Piece { .. } => libc::ENODATA,
+            Self::State(StreamError::Mismatch(_)) | Self::Mismatch(_) => libc::ENOTSUP,
+            Self::State(StreamError::Format { .. } | StreamError::UnknownSection(_)) => {
+                libc::EPROTONOSUPPORT
+            }
+            Self::State(_) => libc::EUCLEAN,
             Self::NoSpace(_) => libc::ENOSPC,
             Self::GraceTimeout { .. } => libc::ETIMEDOUT,
             Self::Memory(e) => e.errno(),

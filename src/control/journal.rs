@@ -53,6 +53,9 @@ pub enum Operation {
         /// Its routing.
         to: Routing,
     },
+    /// Every word is stored anew: a state is loaded, or the machine goes back to reset. A successor cannot
+    /// complete it, and resets.
+    Load,
 }
 
 impl Operation {
@@ -70,6 +73,7 @@ impl Operation {
                 let priorities = u64::from(to.priority) | u64::from(to.saved) << 8;
                 [4, w(irq), w(to.server), priorities]
             }
+            Self::Load => [5, 0, 0, 0],
         }
     }
 
@@ -94,6 +98,7 @@ impl Operation {
                 };
                 Some(Self::Route { irq: a, to })
             }
+            5 => Some(Self::Load),
             _ => None,
         }
     }
@@ -286,6 +291,7 @@ mod tests {
                 count: 3,
             },
             Operation::Route { irq: 17, to },
+            Operation::Load,
         ] {
             journal.begin(TICKET, op, b"reply");
             assert_eq!(journal.open(), Some((TICKET, op)));

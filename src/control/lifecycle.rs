@@ -294,6 +294,7 @@ impl<M: QueueMemory> Core<M> {
             c.xics.take_back();
         }
         let Some((ticket, operation)) = self.journal().open() else {
+            self.loading(false);
             return (committed, in_doubt);
         };
         log::info!("recovering: {operation:?} of channel {}", ticket.channel);
@@ -305,6 +306,7 @@ impl<M: QueueMemory> Core<M> {
         } else {
             self.journal().abandon();
         }
+        self.loading(false);
         (committed + 1, in_doubt)
     }
 
@@ -350,7 +352,7 @@ impl<M: QueueMemory> Core<M> {
             Operation::Claim { first, count, .. } | Operation::Free { first, count } => {
                 self.claims().check_range(first, count)
             }
-            Operation::Queue { .. } | Operation::Route { .. } => Ok(()),
+            Operation::Queue { .. } | Operation::Route { .. } | Operation::Load => Ok(()),
         };
         ticket.channel <= self.machine().servers && numbers.is_ok()
     }
@@ -380,6 +382,10 @@ impl<M: QueueMemory> Core<M> {
             }
             Operation::Free { first, count } => self.free_both(first, count).is_ok(),
             Operation::Route { irq, to } => self.controller().xics.write(irq, to).is_ok(),
+            Operation::Load => {
+                self.back_to_reset();
+                false
+            }
         }
     }
 

@@ -11,7 +11,7 @@
 //! * `distrust`: recovery after several starts that failed.
 //! * [`exact`]: operations of an executing daemon happen once or not at all.
 //! * [`journal`]: what a successor needs. [`host`]: the daemon as an executor of transitions.
-//! * [`query`]: state for people.
+//! * [`query`]: state for people. `state`: the one that moves.
 
 pub mod barrier;
 pub mod claims;
@@ -26,6 +26,7 @@ pub mod lifecycle;
 pub mod query;
 pub mod requests;
 pub mod sources;
+mod state;
 pub mod vcpus;
 
 use std::os::fd::OwnedFd;
@@ -172,6 +173,10 @@ pub struct Control<M> {
     barrier: Option<Barrier>,
     /// The gate has opened; what was latched is to be replayed when this is over.
     reopening: Option<GracePeriod>,
+    /// The state of the quiesced machine, as STATE_READ hands it out.
+    outgoing: Option<Vec<u8>>,
+    /// What has come of a state that is to be loaded.
+    incoming: Vec<u8>,
     line_seq: u64,
     served: u64,
     since: Instant,
@@ -192,6 +197,8 @@ impl<M: QueueMemory + Clone> Control<M> {
             bereaved: false,
             barrier: None,
             reopening: None,
+            outgoing: None,
+            incoming: Vec::new(),
             line_seq: 0,
             served: 0,
             since: now,
@@ -275,6 +282,7 @@ impl<M: QueueMemory + Clone> Control<M> {
     pub fn vmm_left(&mut self) {
         self.barrier = None;
         self.reopening = None;
+        self.forget_states();
         if let Some(core) = &self.core {
             core.set_gate(Gate::Closed);
             for server in 0..core.machine().servers {

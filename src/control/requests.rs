@@ -99,7 +99,7 @@ fn kept(code: u32) -> Option<usize> {
         Hcall::CODE => Some(96),
         Rtas::CODE => Some(88),
         Mmio::CODE => Some(24),
-        Claim::CODE => Some(8),
+        Claim::CODE | StateLoad::CODE => Some(8),
         Free::CODE | SetLevel::CODE | Trigger::CODE | VcpuReset::CODE => Some(0),
         _ => None,
     }
@@ -345,6 +345,22 @@ impl<M: QueueMemory + Clone> Control<M> {
             Resume::CODE => self
                 .resume(&Resume::from_bytes(payload)?, now)
                 .map(|()| Served::default()),
+            StateHeader::CODE => self
+                .state_header(&StateHeader::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            StateCheck::CODE => self
+                .state_check(&StateCheck::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            StateRead::CODE => self
+                .state_read(&StateRead::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            StateWrite::CODE => self
+                .state_write(&StateWrite::from_bytes(payload)?)
+                .map(|r| Served::reply(&r)),
+            StateLoad::CODE => self
+                .state_load(&StateLoad::from_bytes(payload)?, ticket)
+                .map(|r| Served::reply(&r)),
+            StateAbort::CODE => self.state_abort(ticket).map(|()| Served::reply(&())),
             SetLogLevel::CODE => {
                 let filter = SetLogLevel::from_bytes(payload)?.filter.0;
                 let level = filter

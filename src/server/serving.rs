@@ -187,10 +187,10 @@ fn is_standard(channel: u32, message: &RawMessage) -> bool {
 
 fn is_papr_barrier(code: u32) -> bool {
     use wire::guest::Cas;
-    use wire::machine::{MachineReset, Quiesce, Resume};
+    use wire::machine::{MachineReset, Quiesce, Resume, StateAbort, StateLoad, StateRead};
     use wire::vcpu::VcpuDisconnect;
     matches!(
         code,
         Cas::CODE | MachineReset::CODE | Quiesce::CODE | Resume::CODE | VcpuDisconnect::CODE
-    )
+    ) || matches!(code, StateRead::CODE | StateLoad::CODE | StateAbort::CODE)
 }

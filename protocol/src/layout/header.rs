@@ -29,8 +29,17 @@ pub mod word {
     pub const QUIESCE_DEPTH: u32 = 16;
     /// Interrupts that vCPUs accepted while a daemon was the executor. For people: not exact over a crash.
     pub const DELIVERED: u32 = 17;
+    /// 1: a state has been loaded, and the machine has not run since.
+    pub const LOADED: u32 = 18;
     /// First of [`super::super::machine::MACHINE_WORDS`] words that SET_MACHINE fixed.
     pub const MACHINE: u32 = 8;
+}
+
+/// Bits of [`word::INCOMPAT_FLAGS`].
+pub mod incompat {
+    /// A state is being loaded: the words are neither what they were nor what they will be. A daemon that
+    /// takes such memory over puts the machine back to reset first (SPEC.md §6.6).
+    pub const LOADING: u64 = 1;
 }
 
 /// The bytes `PAPRINTC`, read as a little-endian u64.

@@ -7,7 +7,7 @@
 
 use crate::layout::{IcMode, Machine};
 
-use super::model::{Head, level_name};
+use super::model::{Claims, Head, Kind, kind_in, level_name};
 
 /// What one compat level knows of one capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,16 @@ pub enum Mismatch {
         level: String,
         /// Its frozen default.
         frozen: u32,
+    },
+    /// A number is claimed here, and in the state is another kind or free.
+    #[error("interrupt {lisn:#x} is {there} in the incoming state and {here} here")]
+    Claim {
+        /// Which.
+        lisn: u32,
+        /// In the stream.
+        there: &'static str,
+        /// At the destination.
+        here: &'static str,
     },
     /// A vCPU of the state does not exist here.
     #[error("vCPU with server number {0} exists in the incoming state and not here")]
@@ -247,6 +257,24 @@ pub fn accept(head: &Head, machine: &Machine, servers: &[u32]) -> Result<(), Mis
     same_machine(there, machine)?;
     let missing = head.servers.iter().find(|s| !servers.contains(s));
     missing.map_or(Ok(()), |server| Err(Mismatch::NoServer(*server)))
+}
+
+/// Every number that is claimed here, for a device, must be claimed in the state, and be of the same kind. Other
+/// claims come with it.
+pub fn accept_claims(there: &[Claims], here: &[Claims]) -> Result<(), Mismatch> {
+    for run in here {
+        for lisn in run.first..run.first + run.count {
+            let kind = kind_in(there, lisn);
+            if kind != Some(run.kind) {
+                return Err(Mismatch::Claim {
+                    lisn,
+                    there: kind.map_or("free", Kind::name),
+                    here: run.kind.name(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn same_machine(there: &Machine, here: &Machine) -> Result<(), Mismatch> {

@@ -29,6 +29,8 @@ pub(super) struct HeadMessage {
     pub ov5_byte_23: u32,
     #[prost(uint32, repeated, tag = "9")]
     pub server_runs: Vec<u32>,
+    #[prost(message, optional, tag = "10")]
+    pub fixed: Option<ClaimsMessage>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -69,7 +71,7 @@ pub(super) struct EndMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ClaimsMessage {
+pub(super) struct ClaimsMessage {
     #[prost(uint32, repeated, tag = "1")]
     runs: Vec<u32>,
     #[prost(uint32, repeated, tag = "2")]
@@ -283,6 +285,17 @@ impl Columns for Claims {
     const NAME: &'static str = "claims";
 
     fn write(entries: &[Self], out: &mut Vec<u8>) {
+        encode(&ClaimsMessage::of(entries), out);
+    }
+
+    fn read(payload: &[u8], limit: u32, into: &mut Vec<Self>) -> Result<(), StreamError> {
+        let message: ClaimsMessage = decode(Self::NAME, payload)?;
+        message.append(limit, into)
+    }
+}
+
+impl ClaimsMessage {
+    pub(super) fn of(entries: &[Claims]) -> Self {
         let mut end = 0;
         let mut runs = Vec::with_capacity(entries.len() * 2);
         for run in entries {
@@ -290,37 +303,35 @@ impl Columns for Claims {
             end = run.first + run.count;
         }
         let kinds = column(entries.iter().map(|run| run.kind as u32));
-        encode(&ClaimsMessage { runs, kinds }, out);
+        Self { runs, kinds }
     }
 
-    fn read(payload: &[u8], limit: u32, into: &mut Vec<Self>) -> Result<(), StreamError> {
-        let message: ClaimsMessage = decode(Self::NAME, payload)?;
-        let kinds = Read::new(Self::NAME, "kinds", &message.kinds, message.runs.len() / 2)?;
-        if !message.runs.len().is_multiple_of(2) {
-            return Err(bad(Self::NAME, "a gap without a count"));
+    /// Appends its runs, which come after those there are.
+    pub(super) fn append(&self, limit: u32, into: &mut Vec<Claims>) -> Result<(), StreamError> {
+        const NAME: &str = Claims::NAME;
+        let kinds = Read::new(NAME, "kinds", &self.kinds, self.runs.len() / 2)?;
+        if !self.runs.len().is_multiple_of(2) {
+            return Err(bad(NAME, "a gap without a count"));
         }
         let lowest = into.last().map_or(0, |run| run.first + run.count);
         let mut end = 0u32;
-        for (i, run) in message.runs.chunks_exact(2).enumerate() {
+        for (i, run) in self.runs.chunks_exact(2).enumerate() {
             let first = end.checked_add(run[0]).filter(|first| *first >= lowest);
             let after = first.and_then(|first| first.checked_add(run[1]));
             let (Some(first), Some(after)) = (first, after.filter(|after| *after <= limit)) else {
-                return Err(bad(
-                    Self::NAME,
-                    format!("run {i} leaves {lowest:#x}..{limit:#x}"),
-                ));
+                return Err(bad(NAME, format!("run {i} leaves {lowest:#x}..{limit:#x}")));
             };
             if run[1] == 0 {
-                return Err(bad(Self::NAME, format!("run {i} is empty")));
+                return Err(bad(NAME, format!("run {i} is empty")));
             }
             let kind = match kinds.at(i) {
                 0 => Kind::Edge,
                 1 => Kind::Lsi,
                 2 => Kind::Msi,
-                other => return Err(bad(Self::NAME, format!("kind {other} is not defined"))),
+                other => return Err(bad(NAME, format!("kind {other} is not defined"))),
             };
             let count = run[1];
-            into.push(Self { first, count, kind });
+            into.push(Claims { first, count, kind });
             end = after;
         }
         Ok(())

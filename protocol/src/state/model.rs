@@ -35,6 +35,9 @@ pub struct Head {
     pub ov5_byte_23: u8,
     /// Server numbers of the vCPUs that exist.
     pub servers: Vec<u32>,
+    /// The claims that a machine reset keeps, so that they can be compared before the source stops; as
+    /// [`fixed`] has them.
+    pub fixed: Vec<Claims>,
 }
 
 /// What a claimed number is.
@@ -46,6 +49,17 @@ pub enum Kind {
     Lsi,
     /// Edge, allocated at run time: a machine reset can free it.
     Msi,
+}
+
+impl Kind {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Lsi => "level-sensitive",
+            Self::Msi => "an MSI",
+        }
+    }
 }
 
 /// Consecutive claimed numbers of one kind. Neighbouring runs differ in kind, or have a gap between.
@@ -226,9 +240,13 @@ impl State {
             count: head.machine.servers,
             kind: Kind::Edge,
         });
+        let claims: Vec<Claims> = ipis.into_iter().collect();
         Self {
-            head,
-            claims: ipis.into_iter().collect(),
+            head: Head {
+                fixed: fixed(&claims),
+                ..head
+            },
+            claims,
             inputs: Vec::new(),
             xics: Xics::default(),
             xive: Xive::default(),
@@ -239,6 +257,19 @@ impl State {
     pub fn kind(&self, lisn: u32) -> Option<Kind> {
         kind_in(&self.claims, lisn)
     }
+}
+
+/// Most runs of [`Head::fixed`]; above, a head says nothing of claims.
+pub const MAX_FIXED: usize = 2048;
+
+/// The claims that a machine reset keeps, if they are few enough for a head.
+pub fn fixed(claims: &[Claims]) -> Vec<Claims> {
+    let keeps = claims.iter().filter(|run| run.kind != Kind::Msi);
+    let fixed: Vec<Claims> = keeps.copied().collect();
+    if fixed.len() > MAX_FIXED {
+        return Vec::new();
+    }
+    fixed
 }
 
 /// Kind of a number in ascending runs.
@@ -261,6 +292,7 @@ impl Head {
             cas_xive: false,
             ov5_byte_23: 0,
             servers: Vec::new(),
+            fixed: Vec::new(),
         }
     }
 }

@@ -63,6 +63,7 @@ pub(crate) fn state(rng: &mut Rng, machine: Machine, density: u32) -> State {
     };
     let mut state = State::reset(head);
     claims(rng, &mut state, &used);
+    state.head.fixed = fixed(&state.claims);
     inputs(rng, &mut state, &used);
     if ic_mode.has_xics() {
         xics(rng, &mut state, &used);

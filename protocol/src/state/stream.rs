@@ -5,7 +5,9 @@
 //! whatever could be said in two ways is refused when it is read.
 
 use super::caps::{self, Mismatch, Table};
-use super::columns::{self, CapabilityMessage, Columns, EndMessage, HeadMessage, MachineMessage};
+use super::columns::{
+    self, CapabilityMessage, ClaimsMessage, Columns, EndMessage, HeadMessage, MachineMessage,
+};
 use super::model::*;
 use super::validate::Invalid;
 use crate::layout::Machine;
@@ -235,6 +237,7 @@ impl Head {
             cas_xive: self.cas_xive,
             ov5_byte_23: self.ov5_byte_23.into(),
             server_runs: columns::runs(self.servers.iter().copied()),
+            fixed: (!self.fixed.is_empty()).then(|| ClaimsMessage::of(&self.fixed)),
         })
     }
 
@@ -286,7 +289,12 @@ impl Head {
         if machine.geometry().is_none() {
             return Err(bad(format!("the machine's numbers make none: {machine:?}")));
         }
+        let mut fixed = Vec::new();
+        if let Some(claims) = &message.fixed {
+            claims.append(machine.sources, &mut fixed)?;
+        }
         Ok(Self {
+            fixed,
             producer: message.producer,
             machine,
             active: match message.active {
@@ -369,8 +377,13 @@ impl State {
     pub fn decode(bytes: &[u8]) -> Result<Self, StreamError> {
         let mut sections = Sections::new(bytes)?;
         let head = Head::take(&mut sections)?;
-        let mut state = Self::reset(head);
-        state.claims.clear();
+        let mut state = Self {
+            head,
+            claims: Vec::new(),
+            inputs: Vec::new(),
+            xics: Xics::default(),
+            xive: Xive::default(),
+        };
         let mut count = 1;
         loop {
             let start = sections.position() as u64;

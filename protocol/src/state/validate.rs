@@ -154,6 +154,11 @@ impl Checker<'_> {
             }
             (end, last) = (run_end, Some(run.kind));
         }
+        must!(
+            self.state.head.fixed == fixed(&self.state.claims),
+            "claims",
+            "the head has others than the claims that a reset keeps"
+        );
         let first = self.state.claims.first();
         must!(
             !machine.ic_mode.has_xive() || first.is_some_and(|run| run.first == 0),

@@ -12,8 +12,6 @@ use super::model::*;
 use crate::layout::header::{Mode, word};
 use crate::layout::words::{cursor, eas, end_config, icp, ics, source, tima};
 use crate::layout::{AtomicWord, Geometry, Machine, Page, Storage, Table, TableStorage};
-use crate::plane::Host;
-use crate::plane::controller::Controller;
 
 /// The words of one machine.
 pub struct Words<'a, S> {
@@ -54,6 +52,7 @@ impl<'a, S: Storage> Words<'a, S> {
             cas_xive: state.cas_xive,
             ov5_byte_23: self.table(Table::Header(word::OV5_BYTE_23)) as u8,
             servers: self.servers(),
+            fixed: fixed(&self.claims()),
         }
     }
 
@@ -468,14 +467,6 @@ fn input_bits(input: &Input, bits: InputBits) -> u64 {
     ];
     let set = held.into_iter().zip(bits).filter(|(on, _)| *on);
     set.fold(0, |word, (_, bit)| word | bit)
-}
-
-/// After a load, when the gate has opened: what waits at a source is presented if its vCPU is open. In a
-/// state that papr-intc saved nothing is left to do; other controllers save before they have looked.
-pub fn evaluate<S: Storage, H: Host>(controller: &Controller<'_, S, H>) {
-    if controller.state.mode == Mode::Xics {
-        controller.xics.evaluate();
-    }
 }
 
 #[cfg(test)]

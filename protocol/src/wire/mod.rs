@@ -135,18 +135,17 @@ requests! {
     0x1040 "MACHINE_RESET" machine::MachineReset => ();
     0x1041 "QUIESCE" machine::Quiesce => machine::QuiesceReply;
     0x1042 "RESUME" machine::Resume => machine::ResumeReply;
+    0x1043 "STATE_HEADER" machine::StateHeader => machine::StateBytes;
+    0x1044 "STATE_CHECK" machine::StateCheck => machine::StateVerdict;
+    0x1045 "STATE_READ" machine::StateRead => machine::StateBytes;
+    0x1046 "STATE_ABORT" machine::StateAbort => ();
     0x1047 "SET_LOG_LEVEL" machine::SetLogLevel => ();
+    0x1048 "STATE_WRITE" machine::StateWrite => machine::StateWritten;
+    0x1049 "STATE_LOAD" machine::StateLoad => machine::StateWritten;
 }
 
 /// Codes whose numbers are taken but which this version answers with ENOSYS.
-pub const RESERVED: &[(u32, &str)] = &[
-    (0x1043, "STATE_HEADER"),
-    (0x1044, "STATE_CHECK"),
-    (0x1045, "STATE_READ"),
-    (0x1046, "STATE_ABORT"),
-    (0x1080, "NOTE"),
-    (0x1081, "DEMOTE"),
-];
+pub const RESERVED: &[(u32, &str)] = &[(0x1080, "NOTE"), (0x1081, "DEMOTE")];
 
 /// The body of a request.
 pub fn request_body<R: Request>(seq: u64, flags: u32, request: &R) -> Vec<u8> {

@@ -288,6 +288,7 @@ fn golden_dual() -> State {
         run(0x1200, 4, Kind::Lsi),
         run(0x1300, 3, Kind::Msi),
     ]);
+    state.head.fixed = fixed(&state.claims);
     state.inputs = vec![
         Input {
             lisn: 0x1201,
