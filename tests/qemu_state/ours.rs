@@ -7,6 +7,7 @@ use std::time::Duration;
 use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_frontend::protocol::papr::codes::RtasCall;
 use papr_intc_frontend::protocol::papr::codes::opcode::{H_EOI, H_XIRR};
+use papr_intc_frontend::protocol::wire::source::{Claim, claim_flag};
 use papr_intc_frontend::{GuestRam, Intc, Launcher, Options, Vcpu};
 
 use super::guest::CPUS;
@@ -14,6 +15,13 @@ use super::op::{self, Op, QUEUES, Step};
 
 const RAM: u64 = 256 << 20;
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// What the machine claims when it is made: its own events, virtual devices, pins of the host bridge.
+const FIXED: [(u32, u32, u32); 3] = [
+    (0x1000, 2, 0),
+    (0x1100, 7, 0),
+    (op::LINE, 4, claim_flag::LSI),
+];
 
 /// A machine like QEMU's, with the daemon of this build.
 pub struct Ours {
@@ -32,6 +40,17 @@ impl Ours {
         let launcher = Launcher::spawn(binary, Vec::new());
         let kick = Arc::new(|_| {});
         let intc = Intc::start(Options::new(machine), launcher, Arc::clone(&ram), kick).unwrap();
+        for (first, count, flags) in FIXED {
+            let claim = Claim {
+                first,
+                count,
+                align: 1,
+                flags,
+                low: 0,
+                high: 0,
+            };
+            intc.claim(&claim).unwrap();
+        }
         let vcpu = |server| intc.connect_vcpu(server).unwrap();
         Self {
             vcpus: (0..CPUS as u32).map(vcpu).collect(),

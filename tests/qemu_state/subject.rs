@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use papr_intc_protocol::layout::IcMode;
 use tempfile::TempDir;
 
 use super::guest::{Guest, OUTCOMES};
 use super::op::{QUEUES, QUEUES_LEN, Step};
+use super::ours::Ours;
 use super::pic::Pic;
 use super::qemu::Qemu;
 use super::scenario::{self, Scenario};
@@ -27,6 +29,10 @@ impl Subject {
 
     pub fn name(&self) -> &'static str {
         self.scenario.name
+    }
+
+    pub fn mode(&self) -> IcMode {
+        self.scenario.mode
     }
 
     /// Makes the state, shows it, saves it, and goes on where it stands.
@@ -111,6 +117,16 @@ impl Subject {
         for (step, outcome) in steps.iter().zip(outcomes) {
             let done = step.op.succeeded(outcome);
             assert!(done, "{}: {step:x?} gave {outcome:x?}", self.scenario.name);
+        }
+    }
+
+    /// The second half, done by us, shows what it showed on QEMU.
+    pub fn assert_same_as_ours(&self, expected: &Outcomes, ours: &Ours) {
+        for (step, expected) in self.scenario.program.after.iter().zip(expected) {
+            if let Some(got) = ours.step(step) {
+                let name = self.scenario.name;
+                assert_eq!(*expected, got, "{name}: {step:x?} (left: QEMU)");
+            }
         }
     }
 
