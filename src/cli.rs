@@ -92,6 +92,25 @@ pub enum CliCompat {
     Qemu72,
 }
 
+impl From<CliIcMode> for IcMode {
+    fn from(mode: CliIcMode) -> Self {
+        match mode {
+            CliIcMode::Xics => Self::Xics,
+            CliIcMode::Xive => Self::Xive,
+            CliIcMode::Dual => Self::Dual,
+        }
+    }
+}
+
+impl From<CliCompat> for Compat {
+    fn from(level: CliCompat) -> Self {
+        match level {
+            CliCompat::Papr1 => Self::Papr1,
+            CliCompat::Qemu72 => Self::Qemu72,
+        }
+    }
+}
+
 /// `--on-disconnect`: `exit`, `wait` or `wait=SECONDS`.
 fn parse_on_disconnect(text: &str) -> Result<OnDisconnect, String> {
     match text.split_once('=') {
@@ -111,15 +130,8 @@ impl Args {
     /// What SET_MACHINE must agree with.
     pub fn expected(&self) -> Expected {
         Expected {
-            ic_mode: self.ic_mode.map(|mode| match mode {
-                CliIcMode::Xics => IcMode::Xics,
-                CliIcMode::Xive => IcMode::Xive,
-                CliIcMode::Dual => IcMode::Dual,
-            }),
-            compat: self.compat.map(|level| match level {
-                CliCompat::Papr1 => Compat::Papr1,
-                CliCompat::Qemu72 => Compat::Qemu72,
-            }),
+            ic_mode: self.ic_mode.map(CliIcMode::into),
+            compat: self.compat.map(CliCompat::into),
             servers: self.servers,
             sources: self.sources,
         }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use papr_intc::cli::Args;
-use papr_intc::{daemon, monitor};
+use papr_intc::{convert, daemon, monitor};
 use papr_intc_protocol::Versions;
 
 fn main() -> ExitCode {
@@ -13,6 +13,9 @@ fn main() -> ExitCode {
     let word = args.get(1);
     if word.is_some_and(|word| word == "status" || word == "query") {
         return monitor::command::main(args);
+    }
+    if word.is_some_and(|word| word == "state") {
+        return convert::command::main(args);
     }
     match daemon::parse::<Args>(args) {
         Ok(args) => daemon::main(&args, Versions::current(papr_intc::BUILD)),

@@ -1,5 +1,6 @@
 //! Interrupt-controller state of others, from and to the neutral model (`papr_intc_protocol::state`).
 //!
+//! * [`command`]: `papr-intc state`; [`file`]: formats of files; [`show`], [`json`]: a state for people and programs.
 //! * [`qemu`]: a QEMU 7.2 migration stream, whole.
 //! * [`inputs`]: what only we carry, settled before a state goes elsewhere.
 //!
@@ -9,11 +10,16 @@
 //!
 //! [`State::validate`]: papr_intc_protocol::state::State
 
+pub mod command;
+pub mod file;
 pub mod inputs;
+pub mod json;
 pub mod qemu;
 #[cfg(test)]
 mod random;
+pub mod show;
 
+use papr_intc_protocol::state::StreamError;
 use papr_intc_protocol::state::validate::Invalid;
 
 /// What a conversion changed.
@@ -48,6 +54,9 @@ impl Notes {
 /// Why a state is not converted.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
+    /// A stream of ours that is refused.
+    #[error(transparent)]
+    State(#[from] StreamError),
     /// A migration file that cannot be taken apart.
     #[error(transparent)]
     Stream(#[from] qemu::stream::StreamError),

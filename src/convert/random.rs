@@ -36,7 +36,7 @@ impl Rng {
 pub const VSMT: u32 = 2;
 
 /// A state of a pseries machine of level `qemu-7.2`, without what only we carry (irqfd levels, latches).
-pub fn state(rng: &mut Rng) -> State {
+pub fn state(rng: &mut Rng, producer: &str) -> State {
     let ic_mode = rng.pick(&[IcMode::Xics, IcMode::Xive, IcMode::Dual]);
     let vcpus = 1 + rng.below(4);
     let machine = Machine::pseries(ic_mode, Compat::Qemu72, vcpus * VSMT);
@@ -54,7 +54,7 @@ pub fn state(rng: &mut Rng) -> State {
         cas_xive,
         ov5_byte_23: if cas_xive { 0x40 } else { 0 },
         servers: servers.collect(),
-        ..Head::new("qemu", machine)
+        ..Head::new(producer, machine)
     };
     let mut state = State::reset(head);
     claims(rng, &mut state);
@@ -78,6 +78,7 @@ fn claims(rng: &mut Rng, state: &mut State) {
     }
     let run = |(first, count, kind)| Claims { first, count, kind };
     state.claims.extend(runs.into_iter().map(run));
+    state.head.fixed = fixed(&state.claims);
     for lisn in 0x1200..0x1204 {
         if rng.one_in(3) {
             state.inputs.push(Input {

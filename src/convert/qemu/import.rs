@@ -13,7 +13,7 @@ use papr_intc_protocol::state::model::*;
 use super::controllers::{Controllers, MSI_BASE, MSIS, Xive};
 use super::sections::{IcsEntry, ics_flags, ics_status, xive_status};
 use super::vcpus::{self, Vcpu};
-use super::{OV5_XIVE, Options, end, ring};
+use super::{OV5_XIVE, Options, PRODUCER, end, ring};
 use crate::convert::{ConvertError, Notes, refused};
 
 /// Numbers of PCI INTx, all level-sensitive; XIVE's sections do not say it.
@@ -36,13 +36,14 @@ pub fn import(
         cas_xive,
         ov5_byte_23: from.ov5.byte(23),
         servers: vcpus.iter().map(|v| v.server).collect(),
-        ..Head::new("qemu", machine)
+        ..Head::new(PRODUCER, machine)
     };
     if cas_xive {
         head.active = Mode::Xive;
     }
     let mut state = State::reset(head);
     state.claims = claims(from, &machine)?;
+    state.head.fixed = fixed(&state.claims);
     check_msis(from, &state)?;
     if let Some(ics) = &from.ics {
         xics(&mut state, ics, from, &vcpus)?;

@@ -24,6 +24,8 @@ use self::sections::ByteOrder;
 use self::stream::Stream;
 use super::{ConvertError, Notes, refused};
 
+/// What a state from QEMU says of its origin.
+pub const PRODUCER: &str = concat!("papr-intc ", env!("CARGO_PKG_VERSION"), ", from QEMU");
 /// Byte 23 of option vector 5: XIVE exploitation mode.
 const OV5_XIVE: u8 = 0x40;
 
