@@ -172,6 +172,154 @@ fn queue_entries_reach_the_shared_memory_and_mark_their_pages_while_it_migrates(
     assert!(dirty(&fresh).is_empty());
 }
 
+/// A stock front-end that migrates: what differs since it last began to log, against what its log says.
+struct Migration {
+    vmm: Frontend,
+    guest: Guest,
+    /// Memory above the guest's first region, in the table or not.
+    more: File,
+    has_more: bool,
+    log: File,
+    logging: bool,
+    /// Both files, as they were when logging began.
+    before: Vec<u8>,
+}
+
+/// The second source and its queue, in the memory above.
+const LISN_ABOVE: u32 = LISN + 1;
+const QUEUE_ABOVE: u64 = RAM + 0x3_0000;
+
+impl Migration {
+    fn new(vmm: Frontend, guest: Guest) -> Self {
+        guest.choose_xive();
+        guest.claim_msi(LISN);
+        guest.claim_msi(LISN_ABOVE);
+        let mut migration = Self {
+            vmm,
+            guest,
+            more: memfd(RAM),
+            has_more: false,
+            log: memfd(4096),
+            logging: false,
+            before: Vec::new(),
+        };
+        migration.switch_more();
+        migration.guest.set_queue(2, 6, QUEUE_ABOVE);
+        migration.guest.set_source(LISN_ABOVE, 2, 6, 0x78);
+        migration.move_queue(0);
+        migration
+    }
+
+    fn memory(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 2 * RAM as usize];
+        let (low, high) = bytes.split_at_mut(RAM as usize);
+        self.guest.ram.read_exact_at(low, 0).unwrap();
+        self.more.read_exact_at(high, 0).unwrap();
+        bytes
+    }
+
+    /// The region above comes or goes.
+    fn switch_more(&mut self) {
+        let more = region(&self.more, RAM, RAM);
+        match self.has_more {
+            false => drop(self.vmm.add_mem_region(&more).unwrap()),
+            true => self.vmm.remove_mem_region(&more).unwrap(),
+        }
+        self.has_more = !self.has_more;
+    }
+
+    /// The whole table once more.
+    fn set_table(&mut self) {
+        let mut table = vec![region(&self.guest.ram, 0, RAM)];
+        if self.has_more {
+            table.push(region(&self.more, RAM, RAM));
+        }
+        self.vmm.set_mem_table(&table).unwrap();
+    }
+
+    fn move_queue(&self, step: u64) {
+        self.guest.set_queue(1, 6, QUEUE + step % 50 * 0x1000);
+        // Other data each time: an entry never looks like the one that was there.
+        self.guest.set_source(LISN, 1, 6, 0x77 + step);
+    }
+
+    fn start(&mut self) {
+        self.log = memfd(4096);
+        self.before = self.memory();
+        set_log(&self.vmm, &self.log);
+        self.vmm.set_features(FEATURES | LOG_ALL).unwrap();
+        self.logging = true;
+    }
+
+    fn stop(&mut self) {
+        self.vmm.set_features(FEATURES).unwrap();
+        self.logging = false;
+    }
+
+    /// An event of each source, whatever became of the ones before.
+    fn deliver(&self) {
+        for lisn in [LISN, LISN_ABOVE] {
+            self.guest.mmio(esb_load(lisn, 1, 0xc00));
+            self.guest.main.call(&Trigger { lisn, zero: 0 }).unwrap();
+        }
+    }
+
+    /// The log is the difference, no more and no less; how many pages.
+    fn check(&self) -> usize {
+        let (before, now) = (self.before.chunks(4096), self.memory());
+        let pages = before.zip(now.chunks(4096)).enumerate();
+        let differing = pages.filter(|(_, (was, is))| was != is);
+        let differing: Vec<usize> = differing.map(|(page, _)| page).collect();
+        assert_eq!(dirty(&self.log), differing);
+        differing.len()
+    }
+}
+
+#[test]
+fn the_log_of_a_stock_front_end_is_the_difference_of_memory() {
+    let (_daemon, vmm, guest) = both();
+    let mut migration = Migration::new(vmm, guest);
+    let (mut pages, mut above) = (0, 0);
+    for step in 0..200u64 {
+        // Periods without a common divisor: every order comes up.
+        match step {
+            _ if step % 29 == 0 && !migration.logging => migration.start(),
+            _ if step % 31 == 0 && migration.logging => migration.stop(),
+            _ if step % 7 == 0 => migration.switch_more(),
+            _ if step % 13 == 0 => migration.set_table(),
+            _ if step % 3 == 0 => migration.move_queue(step),
+            _ => migration.deliver(),
+        }
+        if migration.logging {
+            pages += migration.check();
+            let is_above = |page: &usize| *page as u64 * 4096 >= RAM;
+            above += dirty(&migration.log).iter().filter(|p| is_above(p)).count();
+        }
+    }
+    assert!(pages > 100 && above > 10, "{pages} pages, {above} above");
+    // Off: nothing is marked in the log that is still mapped.
+    migration.stop();
+    migration.log.write_all_at(&[0; 4096], 0).unwrap();
+    migration.deliver();
+    assert!(dirty(&migration.log).is_empty());
+}
+
+#[test]
+fn a_log_that_is_cut_short_costs_its_marks_and_not_the_daemon() {
+    let (_daemon, vmm, guest) = both();
+    let mut migration = Migration::new(vmm, guest);
+    migration.start();
+    migration.log.set_len(0).unwrap();
+    migration.deliver();
+    migration.switch_more();
+    migration.deliver();
+    migration.guest.main.ping();
+    // Another one is as good as ever.
+    migration.start();
+    migration.deliver();
+    assert_eq!(migration.check(), 1, "the memory above has gone");
+}
+
 #[test]
 fn a_queue_in_memory_that_went_drops_its_entries_and_nothing_else() {
     let (_daemon, mut vmm, guest) = both();

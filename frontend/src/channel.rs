@@ -13,7 +13,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use papr_intc_protocol::wire::{REPLAY, Request};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, GoOn};
 use crate::error::Error;
 use crate::sync::{lock, wait, wait_until};
 
@@ -209,9 +209,7 @@ impl Channel {
                 }
                 Err(e) if e.ends_connection() => {
                     log::debug!("{}: {e}", R::NAME);
-                    if self.down(session) {
-                        self.watcher.lost(session);
-                    }
+                    self.broken(session);
                     if !patience.persists() {
                         return Err(Error::Lost);
                     }
@@ -219,6 +217,40 @@ impl Channel {
                 }
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// Has the connection to itself for standard requests, which have no number: a request whose caller left
+    /// stays the unanswered one. As [`Patience::ThisSession`].
+    pub(crate) fn standard<T>(
+        &self,
+        speak: impl FnOnce(&Connection, GoOn<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let patience = Patience::ThisSession;
+        self.free_turn(patience)?.busy = true;
+        let _turn = Turn {
+            channel: self,
+            seq: 0,
+        };
+        let (connection, session) = self.up(patience)?;
+        let go_on = || {
+            self.watcher.doubt(session);
+            true
+        };
+        speak(&connection, &go_on).map_err(|e| {
+            if !e.ends_connection() {
+                return e;
+            }
+            log::debug!("a standard request: {e}");
+            self.broken(session);
+            Error::Lost
+        })
+    }
+
+    /// A request of this session met the end of its connection.
+    fn broken(&self, session: u64) {
+        if self.down(session) {
+            self.watcher.lost(session);
         }
     }
 
@@ -246,13 +278,8 @@ impl Channel {
         lock(&self.state).cancelled
     }
 
-    /// Waits until no other caller has the turn, and takes it; with the flags for a first sending.
-    fn turn(
-        &self,
-        patience: Patience,
-        code: u32,
-        payload: &[u8],
-    ) -> Result<(Turn<'_>, u32), Error> {
+    /// Waits until no other caller has the turn.
+    fn free_turn(&self, patience: Patience) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = lock(&self.state);
         while state.busy || matches!(state.link, Link::Shut(_)) {
             match &state.link {
@@ -266,6 +293,17 @@ impl Channel {
         if matches!(state.link, Link::Absent) && !patience.persists() {
             return Err(Error::Lost);
         }
+        Ok(state)
+    }
+
+    /// Takes the turn, and gives it a number; with the flags for a first sending.
+    fn turn(
+        &self,
+        patience: Patience,
+        code: u32,
+        payload: &[u8],
+    ) -> Result<(Turn<'_>, u32), Error> {
+        let mut state = self.free_turn(patience)?;
         let same = |u: &Unanswered| u.code == code && u.payload == payload;
         if patience == Patience::Now && state.unanswered.as_ref().is_some_and(|u| !same(u)) {
             // It would make the unanswered one be forgotten, and run twice when its caller comes back.

@@ -60,7 +60,7 @@ struct Owed {
 pub(crate) type GoOn<'a> = &'a dyn Fn() -> bool;
 
 /// Waits no longer than one tick.
-const ONE_TICK: GoOn<'static> = &|| false;
+pub(crate) const ONE_TICK: GoOn<'static> = &|| false;
 
 /// A reply as it came: its body and descriptors.
 type Raw = (Vec<u8>, Vec<OwnedFd>);
@@ -160,32 +160,39 @@ impl Connection {
         self.exchange(seq, 0, request, &[]).map(|(reply, _)| reply)
     }
 
-    /// Sends a standard vhost-user message; `flags` beside the version. Waits for a reply of exactly
-    /// eight bytes if `answered`.
+    /// Sends a standard vhost-user request, `flags` beside the version, and waits for its reply, for as many
+    /// ticks as `go_on` allows.
     ///
     /// # Errors
-    /// As [`exchange`](Self::exchange), but a refusal is in the reply's value.
-    pub fn standard(
+    /// As [`exchange`](Self::exchange), but a refusal is in the reply.
+    pub(crate) fn standard(
         &self,
         name: &'static str,
         code: u32,
         flags: u32,
         body: &[u8],
         fds: &[BorrowedFd<'_>],
-        answered: bool,
-    ) -> Result<u64, Error> {
-        let flags = flags | flag::VERSION;
+        go_on: GoOn<'_>,
+    ) -> Result<Vec<u8>, Error> {
         let mut buffers = lock(&self.buffers);
-        self.send(code, flags, body, fds, ONE_TICK)?;
-        if !answered {
-            return Ok(0);
+        if let Some(other) = buffers.owed {
+            self.receive(other, &mut buffers, go_on)?;
         }
+        self.send(code, flags | flag::VERSION, body, fds, go_on)?;
         let owed = Owed { seq: 0, code, name };
-        let (reply, _) = self.receive(owed, &mut buffers, ONE_TICK)?;
-        u64::from_bytes(&reply).map_err(|e| Error::Malformed {
-            request: name,
-            what: e.to_string(),
-        })
+        self.receive(owed, &mut buffers, go_on)
+            .map(|(reply, _)| reply)
+    }
+
+    /// Sends a standard request that has no reply.
+    pub(crate) fn standard_unanswered(
+        &self,
+        code: u32,
+        body: &[u8],
+        go_on: GoOn<'_>,
+    ) -> Result<(), Error> {
+        let _turn = lock(&self.buffers);
+        self.send(code, flag::VERSION, body, &[], go_on)
     }
 
     /// A read or write that waits longer than `tick` ends with ETIMEDOUT, or asks whether to go on.

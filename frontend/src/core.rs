@@ -21,6 +21,7 @@ use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
 use crate::change::OnChange;
 use crate::channel::{Channel, Patience, Shut, Watcher};
+use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
 use crate::guest_ram::GuestRam;
@@ -126,6 +127,8 @@ pub(crate) struct Topology {
     pub adopted: bool,
     /// QUIESCEs of the VMM that are in force.
     pub quiesced: u64,
+    /// Device features that the daemon was told, and LOG_ALL if it can log.
+    pub features: u64,
     /// Who reads the irqfds, from the moment they were handed over.
     pub irqfds_at: Executor,
     /// The shared memory; none before the first handshake.
@@ -155,6 +158,8 @@ pub(crate) struct Core {
     pub main: Channel,
     pub vcpus: RwLock<BTreeMap<u32, Arc<VcpuState>>>,
     pub topology: Mutex<Topology>,
+    /// Where daemons mark the pages that they write, while they are to. A leaf lock; changed with the topology's held.
+    pub log: Mutex<Option<Arc<SharedLog>>>,
     pub mapped: OnceLock<Mapped>,
     pub intake: Intake,
     pub signals: Arc<Signals>,
@@ -189,9 +194,11 @@ impl Core {
                 demoted: false,
                 adopted: false,
                 quiesced: 0,
+                features: 0,
                 irqfds_at: executor,
                 shm: None,
             }),
+            log: Mutex::new(None),
             mapped: OnceLock::new(),
             intake: Intake::new(executor == Executor::FrontEnd)?,
             signals,

@@ -1,19 +1,23 @@
 //! Guest RAM as the front-end sees it: where queue entries are written, and what the daemon is
 //! handed to map (SET_MEM_TABLE).
 //!
-//! Every write marks its page in a dirty bitmap. There is no way to write without: a VMM that
-//! forgot it would lose interrupts only after a migration (architecture §2).
+//! Every write marks its page in a dirty bitmap, whether or not a migration is under way. There is no way to write
+//! without: a VMM that forgot it would lose interrupts only after a migration (architecture §2). The bits
+//! are taken by [`GuestRam::take_dirty`], most often as a part of [`Intc::take_dirty`](crate::Intc::take_dirty), which
+//! adds what the daemon has written.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MemoryRegionAddress,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
+use crate::dirty_log::{DirtyPages, LOG_PAGE};
 use crate::error::Error;
 
 /// Guest memory with a dirty bitmap per region.
@@ -34,6 +38,12 @@ pub(crate) struct SharedRegion<'a> {
 }
 
 /// The guest's RAM.
+///
+/// **Dirty pages.** What this process writes through [`memory`](Self::memory) is marked in its bitmaps, the queue
+/// entries of mapped mode among it, after the write and for good: until
+/// [`take_dirty`](Self::take_dirty). What the daemon writes (queue entries of remote mode) is not in them but in the log that it is
+/// handed. A VMM that migrates its guest asks [`Intc::take_dirty`](crate::Intc::take_dirty), which has both. It must
+/// mark by itself only what it writes past this type, and what its guest writes.
 #[derive(Debug)]
 pub struct GuestRam {
     memory: Memory,
@@ -104,10 +114,53 @@ impl GuestRam {
         self.memory.write_slice(from, GuestAddress(gpa)).is_ok()
     }
 
-    /// The page of `gpa` was written since its region was mapped.
+    /// The page of `gpa` was written by this process since its region was mapped or its dirty pages were taken.
     pub fn is_dirty(&self, gpa: u64) -> bool {
         let found = self.memory.to_region_addr(GuestAddress(gpa));
         found.is_some_and(|(region, MemoryRegionAddress(at))| region.bitmap().dirty_at(at as usize))
+    }
+
+    /// The pages that this process has written since the last call, or since their regions were mapped.
+    pub fn take_dirty(&self) -> DirtyPages {
+        let mut pages = DirtyPages::default();
+        for region in self.memory.iter() {
+            let bitmap = MmapRegion::bitmap(region);
+            let (start, unit) = (region.start_addr().0, unit(bitmap));
+            // vm-memory swaps each word in one total order with the marks, which follow the stores: whoever copies
+            // a page of this set sees what was stored before its bit.
+            for (word, bits) in (0..).zip(bitmap.get_and_reset()) {
+                for bit in (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1) {
+                    let at = (word * u64::from(u64::BITS) + u64::from(bit)) * unit;
+                    pages.add(start + at, unit.min(region.len() - at));
+                }
+            }
+        }
+        pages
+    }
+
+    /// The address after the last byte.
+    pub(crate) fn end(&self) -> u64 {
+        let ends = self.memory.iter().map(|r| r.start_addr().0 + r.len());
+        ends.max().unwrap_or(0)
+    }
+
+    /// For each region, the words of 64 pages of the dirty log that it reaches into.
+    pub(crate) fn log_words(&self) -> impl Iterator<Item = RangeInclusive<u64>> + '_ {
+        let word = |gpa| gpa / LOG_PAGE / u64::from(u64::BITS);
+        self.memory
+            .iter()
+            .map(move |r| word(r.start_addr().0)..=word(r.last_addr().0))
+    }
+
+    /// Which pages of this word of the dirty log are RAM.
+    pub(crate) fn log_word_of_ram(&self, word: u64) -> u64 {
+        let first = word * u64::from(u64::BITS);
+        let is_ram = |bit: &u32| {
+            let page = GuestAddress((first + u64::from(*bit)) * LOG_PAGE);
+            self.memory.address_in_range(page)
+        };
+        let pages = (0..u64::BITS).filter(is_ram);
+        pages.fold(0, |bits, bit| bits | 1 << bit)
     }
 
     /// What SET_MEM_TABLE says; an error if a region has no file.
@@ -129,6 +182,13 @@ impl GuestRam {
     }
 }
 
+/// Bytes for one bit of a bitmap: the host's page, as a rule. The bitmap does not tell, but it has a bit for
+/// each begun unit, and units are powers of two.
+fn unit(bitmap: &AtomicBitmap) -> u64 {
+    let bytes = bitmap.byte_size().div_ceil(bitmap.len().max(1));
+    bytes.next_power_of_two() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +206,33 @@ mod tests {
         assert_eq!(bytes, [0x80, 0, 0x12, 0x34]);
         assert_eq!(ram.read_u32_be(0x101004), Some(0x8000_1234));
         assert!(ram.is_dirty(0x101000) && !ram.is_dirty(0x100000) && !ram.is_dirty(0x102000));
+    }
+
+    #[test]
+    fn dirty_pages_are_taken_once_and_a_later_write_brings_them_back() {
+        let ram = two_regions();
+        assert!(ram.take_dirty().is_empty());
+        let pages = |ram: &GuestRam| ram.take_dirty().iter().collect::<Vec<_>>();
+        assert!(ram.write(0x1ffe, &[1; 4]) && ram.write_u32_be(0x10fffc, 1));
+        assert_eq!(pages(&ram), [0x1000, 0x2000, 0x10f000]);
+        assert!(ram.take_dirty().is_empty());
+        assert!(ram.write_u32_be(0x2000, 1));
+        assert_eq!(pages(&ram), [0x2000]);
+    }
+
+    #[test]
+    fn a_bitmap_of_larger_units_gives_all_pages_of_a_unit() {
+        for unit_bytes in [4096usize, 16384, 65536] {
+            for bytes in [4096usize, 65536, 0x11000, 0x4f000] {
+                let bitmap = AtomicBitmap::new(bytes, unit_bytes.try_into().unwrap());
+                // Of a single bit that covers all, the unit does not matter.
+                if bitmap.len() > 1 {
+                    assert_eq!(unit(&bitmap), unit_bytes as u64, "{bytes:#x}");
+                } else {
+                    assert!(unit(&bitmap) >= bytes as u64);
+                }
+            }
+        }
     }
 
     #[test]

@@ -13,20 +13,18 @@ use papr_intc_protocol::wire::handshake::{
 use papr_intc_protocol::wire::machine::{Quiesce, Resume};
 use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
 use papr_intc_protocol::wire::vcpu::{VcpuChannel, VcpuConnect, WATCH};
-use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, MAX_FDS, Request, Text, Wire, flag};
-use vhost::vhost_user::message::FrontendReq;
-use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use papr_intc_protocol::wire::{MAX_FDS, Request, Text};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, ONE_TICK};
 use crate::core::{Core, Topology};
+use crate::dirty_log;
 use crate::error::Error;
 use crate::event::Event;
 use crate::io_thread::Irqfd;
 use crate::shm::{OWN, Shm};
+use crate::standard::{LOG_ALL, Standard};
+use crate::sync::lock;
 use crate::vcpu::VcpuState;
-
-/// Bit 32: every vhost-user device of today.
-const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 
 /// A vCPU with the new connection of its channel.
 type Opened = (Arc<VcpuState>, Arc<Connection>);
@@ -36,6 +34,8 @@ pub(crate) struct Introduced {
     verdict: u32,
     /// Generation of the memory that the daemon holds, 0 if none.
     held: u64,
+    /// As [`Topology::features`].
+    features: u64,
 }
 
 /// What a handshake achieved.
@@ -75,15 +75,19 @@ pub(crate) fn introduce(
     connection: &Connection,
 ) -> Result<Introduced, Error> {
     let shake = Handshake { core, connection };
-    shake.features()?;
+    let features = shake.standard().negotiate()?;
     let hello = shake.hello(topology)?;
     shake.machine()?;
     if core.options.machine.ram_shared {
-        shake.mem_table()?;
+        shake.standard().set_mem_table(&core.ram)?;
+    }
+    if lock(&core.log).is_some() && features & LOG_ALL == 0 {
+        return Err(Error::Unfit("it cannot log dirty pages".to_owned()));
     }
     Ok(Introduced {
         verdict: hello.verdict,
         held: hello.generation,
+        features,
     })
 }
 
@@ -126,6 +130,12 @@ pub(crate) fn establish(
         false => topology.wanted,
     };
     topology.adopted |= topology.shm.is_none() && introduced.held != 0;
+    topology.features = introduced.features;
+    // As it is now: the introduction of an upgrade may be old. Before START, which is when it writes first.
+    let log = lock(&core.log).clone();
+    if let Some(log) = &log {
+        dirty_log::tell(core, topology.features, Some(log), &shake.standard())?;
+    }
     shake.memory(topology)?;
     let channels = shake.vcpus()?;
     let watch = shake.watch()?;
@@ -151,6 +161,13 @@ pub(crate) fn establish(
 }
 
 impl Handshake<'_> {
+    fn standard(&self) -> Standard<'_> {
+        Standard {
+            connection: self.connection,
+            go_on: ONE_TICK,
+        }
+    }
+
     fn ask<R: Request>(
         &self,
         request: &R,
@@ -158,56 +175,6 @@ impl Handshake<'_> {
     ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
         let seq = self.core.main.next_seq();
         self.connection.exchange(seq, 0, request, fds)
-    }
-
-    fn get(&self, name: &'static str, code: FrontendReq) -> Result<u64, Error> {
-        self.connection
-            .standard(name, code as u32, 0, &[], &[], true)
-    }
-
-    fn set(
-        &self,
-        name: &'static str,
-        code: FrontendReq,
-        body: &[u8],
-        fds: &[BorrowedFd<'_>],
-        acknowledged: bool,
-    ) -> Result<(), Error> {
-        let flags = if acknowledged { flag::NEED_REPLY } else { 0 };
-        let code = code as u32;
-        match self
-            .connection
-            .standard(name, code, flags, body, fds, acknowledged)?
-        {
-            0 => Ok(()),
-            n => Err(Error::Unfit(format!("{name} was refused with {n}"))),
-        }
-    }
-
-    /// SET_OWNER, and the features: does the other side understand PAPR messages at all?
-    fn features(&self) -> Result<(), Error> {
-        self.set("SET_OWNER", FrontendReq::SET_OWNER, &[], &[], false)?;
-        let offered = self.get("GET_FEATURES", FrontendReq::GET_FEATURES)?;
-        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let needed = FEATURE_PAPR_MESSAGES | protocol;
-        if offered & needed != needed {
-            return Err(Error::Unfit(format!(
-                "it offers the features {offered:#x}, which lack {:#x}",
-                needed & !offered
-            )));
-        }
-        let acked = offered & (needed | VIRTIO_F_VERSION_1);
-        let body = acked.to_bytes();
-        self.set("SET_FEATURES", FrontendReq::SET_FEATURES, &body, &[], false)?;
-
-        let get = FrontendReq::GET_PROTOCOL_FEATURES;
-        let offered = self.get("GET_PROTOCOL_FEATURES", get)?;
-        let ack = VhostUserProtocolFeatures::REPLY_ACK.bits();
-        if offered & ack == 0 {
-            return Err(Error::Unfit("it does not offer REPLY_ACK".to_owned()));
-        }
-        let set = FrontendReq::SET_PROTOCOL_FEATURES;
-        self.set("SET_PROTOCOL_FEATURES", set, &ack.to_bytes(), &[], false)
     }
 
     fn hello(&self, topology: &Topology) -> Result<HelloReply, Error> {
@@ -240,25 +207,6 @@ impl Handshake<'_> {
     fn machine(&self) -> Result<(), Error> {
         let words = self.core.options.machine.to_words();
         self.ask(&SetMachine { words }, &[]).map(|_| ())
-    }
-
-    /// SET_MEM_TABLE, acknowledged: the daemon has mapped the guest's RAM.
-    fn mem_table(&self) -> Result<(), Error> {
-        let regions = self.core.ram.regions()?;
-        let mut body = Vec::new();
-        (regions.len() as u32).put(&mut body);
-        0u32.put(&mut body);
-        for r in &regions {
-            [r.gpa, r.len, r.user, r.offset].put(&mut body);
-        }
-        let fds: Vec<_> = regions.iter().map(|r| r.file.as_fd()).collect();
-        self.set(
-            "SET_MEM_TABLE",
-            FrontendReq::SET_MEM_TABLE,
-            &body,
-            &fds,
-            true,
-        )
     }
 
     /// The first daemon hands out the memory, new or that of a VMM before us; every later one is handed it.

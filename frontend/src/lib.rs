@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`connection`] | one stream: framing, descriptors |
 //! | [`channel`] | a numbered line of requests over all daemons: waiting, replay |
-//! | `handshake` | what a daemon is told, first or restarted |
+//! | `handshake`, `standard` | what a daemon is told, first or restarted |
 //! | `watch` | what ends a session: death, hang-up, silence |
 //! | `supervisor`, `backoff`, `process`, `signals` | fence, restart |
 //! | `upgrade` | another binary in the place of the one that serves |
@@ -17,6 +17,7 @@
 //! | `core` | what all of these share, and the order of locks |
 //! | [`epoch`], `host` | what a transition needs of this process |
 //! | `shm`, `guest_ram` | memory: the controller's, the guest's |
+//! | `dirty_log` | pages written while the guest migrates |
 //! | `io_thread`, `irqfds`, `event` | irqfds and kicks |
 //! | `intc`, `vcpu`, `source` | the handles |
 //! | `state` | moving a guest |
@@ -29,6 +30,7 @@ mod change;
 pub mod channel;
 pub mod connection;
 mod core;
+mod dirty_log;
 pub mod epoch;
 mod error;
 mod event;
@@ -45,6 +47,7 @@ mod process;
 mod shm;
 mod signals;
 mod source;
+mod standard;
 mod state;
 mod supervisor;
 mod sync;
@@ -54,6 +57,7 @@ mod watch;
 
 pub use crate::core::{Absence, Options, WatchLimits};
 pub use change::{Change, OnChange, Reason};
+pub use dirty_log::{DirtyPages, LOG_PAGE};
 pub use error::Error;
 pub use guest_ram::{GuestRam, Memory};
 pub use host::{FrontHost, Kick};

@@ -4,7 +4,8 @@
 //! | | source | destination |
 //! |---|---|---|
 //! | 1 | [`Intc::state_header`], at any time | [`Intc::state_check`]: accept, or refuse with the reason |
-//! | 2 | vCPUs and devices stopped, [`Intc::quiesce`] | |
+//! | while it runs | RAM is sent: [`Intc::start_dirty_log`], [`Intc::take_dirty`] | |
+//! | 2 | vCPUs and devices stopped, [`Intc::quiesce`], the last [`Intc::take_dirty`] | |
 //! | 3 | [`Intc::state_save`] | started, vCPUs connected, quiesced; [`Intc::state_load`] |
 //! | 4 | shut down | [`Intc::resume`] |
 //! | if it fails | [`Intc::state_abort`], [`Intc::resume`] | [`Intc::state_abort`], or shut down |

@@ -96,7 +96,7 @@ where
             None => log::debug!("{} changes at once: in place", changes.len()),
         }
         for (gpa, entry) in outbox.entries {
-            self.plane.host().ram().write_queue_entry(gpa, entry);
+            self.plane.host().write_entry(gpa, entry);
         }
         for (at, value) in changes {
             // Release: who sees a line or an index sees the entry.
@@ -140,8 +140,8 @@ where
         for i in (0..count as u32).map(|i| journal::REDO_FIRST + 2 * i) {
             let (what, value) = (self.get(i), self.get(i + 1));
             if what >> KIND_SHIFT == ENTRY {
-                let ram = self.plane.host().ram();
-                ram.write_queue_entry(what & NUMBER, value as u32);
+                let host = self.plane.host();
+                host.write_entry(what & NUMBER, value as u32);
             } else if let Some(at) = decode(what, self.plane.geometry()) {
                 // Release: as in `commit`.
                 let word = self.plane.storage().direct(at);

@@ -13,6 +13,7 @@ use papr_intc_protocol::layout::words::journal;
 use papr_intc_protocol::layout::{AtomicWord, Table, TableStorage};
 use papr_intc_protocol::plane::{Host, LockOwner};
 
+use super::journal::Journal;
 use crate::memory::QueueMemory;
 
 /// The outside of the daemon's transitions. One control thread owns it.
@@ -67,7 +68,7 @@ impl<M, S> DaemonHost<M, S> {
         self.due.take()
     }
 
-    /// Guest memory.
+    /// Guest memory, to ask what is there.
     pub fn ram(&self) -> &M {
         &self.ram
     }
@@ -78,6 +79,24 @@ impl<M, S> DaemonHost<M, S> {
             Some(kick) => self.kicks.borrow_mut().insert(server, kick),
             None => self.kicks.borrow_mut().remove(&server),
         };
+    }
+}
+
+impl<M: QueueMemory, S: TableStorage> DaemonHost<M, S> {
+    /// Writes a queue entry now, held back or not, and marks its page. `false`: no RAM there.
+    ///
+    /// A kill between the entry and the mark would leave a page that differs and that nobody sends. So the page
+    /// is on record first, and a successor marks it ([`Self::mark_last_page`]).
+    pub fn write_entry(&self, gpa: u64, entry: u32) -> bool {
+        Journal(&self.storage).write_in(gpa);
+        self.ram.write_queue_entry(gpa, entry)
+    }
+
+    /// Marks the page that a predecessor wrote last, before the first write of ours.
+    pub fn mark_last_page(&self) {
+        if let Some(page) = Journal(&self.storage).last_page() {
+            self.ram.mark_written(page);
+        }
     }
 }
 
@@ -95,7 +114,7 @@ impl<M: QueueMemory, S: TableStorage> Host for DaemonHost<M, S> {
             }
             return backed;
         }
-        self.ram.write_queue_entry(gpa, entry)
+        self.write_entry(gpa, entry)
     }
 
     fn kick(&self, server: u32) {

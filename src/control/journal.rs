@@ -9,6 +9,7 @@
 //! | reply payload, length | before the operation, if the reply is known before; else after it |
 //! | operation, with details | before the first store of a multi-word update |
 //! | reply sequence number | after the last store: "executed" |
+//! | page of guest RAM | before an entry in it; the entry's mark in the dirty log comes after it |
 
 use std::sync::atomic::Ordering;
 
@@ -19,6 +20,9 @@ use papr_intc_protocol::plane::xics::Routing;
 
 /// Bytes of a payload that a reply record holds.
 pub const RECORD_BYTES: usize = (REPLY_WORDS as usize - 2) * 8;
+
+/// Bytes of a page of the dirty log.
+const PAGE: u64 = 4096;
 
 /// A multi-word update that a successor completes or finds undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +218,19 @@ impl<S: TableStorage> Journal<'_, S> {
         ))
     }
 
+    /// Guest RAM is about to be written at this address.
+    pub fn write_in(&self, gpa: u64) {
+        let page = gpa & !(PAGE - 1) | 1;
+        self.set(Table::Journal(journal::RAM_PAGE), page);
+    }
+
+    /// The page of guest RAM that was written last, by us or a predecessor. Shared memory says so: it may be none of the
+    /// guest's.
+    pub fn last_page(&self) -> Option<u64> {
+        let page = self.get(Table::Journal(journal::RAM_PAGE));
+        (page & 1 != 0).then_some(page & !(PAGE - 1))
+    }
+
     /// Number of the last executed request of a channel, 0 if none.
     pub fn last(&self, channel: u32) -> u64 {
         self.get(Table::Reply(channel, 0))
@@ -300,6 +317,17 @@ mod tests {
             assert_eq!(journal.open(), None);
             assert_eq!(journal.replay(TICKET).as_deref(), Some(&b"reply"[..]));
         }
+    }
+
+    #[test]
+    fn the_page_that_was_written_last_is_on_record_even_if_it_is_the_first() {
+        let storage = storage();
+        let journal = Journal(&storage);
+        assert_eq!(journal.last_page(), None);
+        journal.write_in(0xffc);
+        assert_eq!(journal.last_page(), Some(0));
+        journal.write_in(0x12_3004);
+        assert_eq!(journal.last_page(), Some(0x12_3000));
     }
 
     #[test]

@@ -195,6 +195,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             return Err(Refused::Phase("the daemon has been started already"));
         }
         let core = self.memory_core()?;
+        core.plane.host().mark_last_page();
         if self.bereaved {
             core.bury_front_end();
         }

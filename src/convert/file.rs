@@ -10,7 +10,10 @@ use papr_intc_protocol::state::model::Head;
 use papr_intc_protocol::state::stream::{MAGIC, MAX_STREAM, Sections, StreamError};
 
 use super::qemu::{self, stream::Stream};
-use super::{ConvertError, Notes, refused};
+use super::{ConvertError, Notes, kvm, refused};
+
+/// Longest JSON document: 2^20 sources of less than 64 bytes.
+const MAX_DOCUMENT: u64 = 64 << 20;
 
 /// Whose state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,6 +22,8 @@ pub enum Format {
     Papr,
     /// A migration file of a QEMU pseries machine
     Qemu,
+    /// A JSON document of KVM's device attributes (docs/convert.md)
+    Kvm,
 }
 
 impl Format {
@@ -27,6 +32,7 @@ impl Format {
         match self {
             Self::Papr => "a state of papr-intc",
             Self::Qemu => "a QEMU migration file",
+            Self::Kvm => "KVM device attributes",
         }
     }
 }
@@ -41,7 +47,7 @@ pub enum FileError {
     #[error("{0}: {1}")]
     Refused(PathBuf, ConvertError),
     /// It begins like nothing we know.
-    #[error("{0}: neither a state of papr-intc nor a QEMU migration file")]
+    #[error("{0}: no state of papr-intc, QEMU migration file or JSON document")]
     Unknown(PathBuf),
 }
 
@@ -99,6 +105,10 @@ pub fn load(
             .map_err(ConvertError::from)
             .and_then(|stream| qemu::read(&stream, options, &mut notes))
             .map(|state| Content::State(Box::new(state))),
+        Format::Kvm => {
+            let text = whole(&mut file, MAX_DOCUMENT).map_err(io)?;
+            kvm::document::read(&text).map(|state| Content::State(Box::new(state)))
+        }
     };
     Ok(Found {
         format,
@@ -113,6 +123,7 @@ fn detect<R: Read + Seek>(file: &mut R) -> io::Result<Option<Format>> {
     Ok(match start.as_slice() {
         start if start == MAGIC => Some(Format::Papr),
         [b'Q', b'E', b'V', b'M', ..] => Some(Format::Qemu),
+        start if start.trim_ascii_start().starts_with(b"{") => Some(Format::Kvm),
         _ => None,
     })
 }
@@ -138,6 +149,7 @@ fn ours(bytes: &[u8]) -> Result<Content, StreamError> {
 pub fn encode(state: &State, to: Format, notes: &mut Notes) -> Result<Vec<u8>, ConvertError> {
     match to {
         Format::Papr => Ok(state.encode()?),
+        Format::Kvm => Ok(format!("{:#}\n", kvm::document::write(state, notes)?).into_bytes()),
         Format::Qemu => Err(refused("format", "a QEMU stream has more than this state")),
     }
 }

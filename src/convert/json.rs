@@ -1,4 +1,4 @@
-//! A state as a JSON object, for `papr-intc state show --json`. Numbers are numbers; addresses and rings, which
+//! A state as a JSON object, for `papr-intc state show --json` and the documents of [`super::kvm`]. Numbers are numbers; addresses and rings, which
 //! may need all 64 bits, are hexadecimal strings.
 
 use papr_intc_protocol::layout::header::Mode;
@@ -53,7 +53,8 @@ fn machine(m: &Machine) -> Value {
     })
 }
 
-fn runs(claims: &[Claims]) -> Vec<Value> {
+/// Claims.
+pub fn runs(claims: &[Claims]) -> Vec<Value> {
     let run = |run: &Claims| json!({ "first": run.first, "count": run.count, "kind": kind_name(run.kind) });
     claims.iter().map(run).collect()
 }

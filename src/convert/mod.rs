@@ -2,6 +2,7 @@
 //!
 //! * [`command`]: `papr-intc state`; [`file`]: formats of files; [`show`], [`json`]: a state for people and programs.
 //! * [`qemu`]: a QEMU 7.2 migration stream, whole.
+//! * [`kvm`]: device attributes of KVM, as a JSON document.
 //! * [`inputs`]: what only we carry, settled before a state goes elsewhere.
 //!
 //! What another's format cannot say is settled in the way that loses no interrupt, and told in a [`Note`]; where
@@ -14,6 +15,7 @@ pub mod command;
 pub mod file;
 pub mod inputs;
 pub mod json;
+pub mod kvm;
 pub mod qemu;
 #[cfg(test)]
 mod random;

@@ -1,4 +1,4 @@
-//! Mappings of other people's files: guest RAM. Kept out of core dumps and of children, and guarded: a
+//! Mappings of other people's files: guest RAM and its dirty log. Kept out of core dumps and of children, and guarded: a
 //! file that its owner cut short costs its region, not the process.
 //!
 //! A load or store beyond the end of a mapped file raises SIGBUS. The handler puts private zero pages in the
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use nix::errno::Errno;
 use nix::libc;
 
-/// As many as a front-end may share.
+/// As many as a front-end may share, and a log.
 const REGIONS: usize = 512;
 
 struct Region {
@@ -135,7 +135,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 
 /// Puts zero pages in the place of a region; in a handler.
 fn replace(region: Range<usize>) -> bool {
-    // SAFETY: the range is one mapping of ours (guest RAM, never Rust's own memory), which stays mapped; all
+    // SAFETY: the range is one mapping of ours (guest RAM or its log, never Rust's own memory), which stays mapped; all
     // accesses to it are volatile or atomic and expect its contents to change under them.
     let mapped = unsafe {
         libc::mmap(

@@ -21,6 +21,8 @@ use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Storage, Table, 
 pub trait QueueMemory {
     /// As [`Host::write_queue_entry`](papr_intc_protocol::plane::Host::write_queue_entry).
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool;
+    /// Marks the page of `gpa` in the dirty log, as a write to it would; nothing, if there is no RAM.
+    fn mark_written(&self, gpa: u64);
     /// All of `gpa..gpa + len` is RAM.
     fn is_backed(&self, gpa: u64, len: u64) -> bool;
 }

@@ -76,6 +76,8 @@ pub struct Guest {
     pub irqfd: EventFd,
     /// Accepted so far, by server and number.
     pub seen: Mutex<Vec<(u32, u32)>>,
+    /// What a migration has sent of the RAM, if there is one.
+    pub sent: Mutex<Option<Vec<u8>>>,
 }
 
 impl Guest {
@@ -104,6 +106,7 @@ impl Guest {
             ram,
             irqfd: EventFd::new(EFD_NONBLOCK).unwrap(),
             seen: Mutex::default(),
+            sent: Mutex::default(),
         };
         guest.claim(A, claim_flag::MSI);
         guest.claim(B, claim_flag::MSI);
@@ -246,6 +249,7 @@ impl Guest {
         ];
         let picture = self.intc.query(query::PIC, 0).unwrap();
         view.extend(picture.lines().map(str::to_owned));
+        view.extend(self.unsent());
         view
     }
 

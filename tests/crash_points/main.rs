@@ -10,6 +10,7 @@
 
 mod control;
 mod guest;
+mod logging;
 mod scenarios;
 
 use std::collections::BTreeSet;

@@ -11,9 +11,9 @@ use crate::guest::{A, B, ELSEWHERE, FREE, Guest, L, QUEUES};
 pub type Results = Vec<i64>;
 
 /// Something that threads of the VMM do.
-type Step = fn(&Guest);
+pub type Step = fn(&Guest);
 /// What the daemon is cut in.
-type Operation = fn(&Guest) -> Results;
+pub type Operation = fn(&Guest) -> Results;
 
 /// One scenario.
 pub struct Scenario {
@@ -91,11 +91,11 @@ fn xics_accepted(guest: &Guest) {
     guest.trigger(A);
 }
 
-fn xive(guest: &Guest) {
+pub fn xive(guest: &Guest) {
     guest.route_xive();
 }
 
-fn xive_pending(guest: &Guest) {
+pub fn xive_pending(guest: &Guest) {
     guest.route_xive();
     fire(guest);
     fire(guest);
@@ -120,7 +120,7 @@ fn errno(result: Result<(), papr_intc_frontend::Error>) -> Results {
     vec![result.map_or_else(|e| e.errno().into(), |()| 0)]
 }
 
-fn quiesce_and_resume(guest: &Guest, to: Option<Executor>) -> Results {
+pub fn quiesce_and_resume(guest: &Guest, to: Option<Executor>) -> Results {
     let quiesced = guest.intc.quiesce(std::time::Duration::from_secs(60));
     guest.trigger(A);
     let resumed = guest.intc.resume(to);
@@ -414,5 +414,6 @@ pub fn all() -> Vec<Scenario> {
             recovery: RECOVERIES.contains(name),
         });
     }
+    all.extend(crate::logging::all());
     all
 }

@@ -103,8 +103,18 @@ impl Bench {
 
     /// With another daemon.
     pub fn start_by(how: &How, launcher: Launcher, change: impl FnOnce(&mut Options)) -> Self {
-        let machine = Machine::pseries(how.ic_mode, Compat::Papr1, 4);
         let ram = Arc::new(GuestRam::new(&[(0, 16 << 20)]).unwrap());
+        Self::start_on(how, launcher, ram, change)
+    }
+
+    /// With RAM that another machine has used: what a VMM has after the guest's RAM has moved.
+    pub fn start_on(
+        how: &How,
+        launcher: Launcher,
+        ram: Arc<GuestRam>,
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
+        let machine = Machine::pseries(how.ic_mode, Compat::Papr1, 4);
         let kicks = Arc::new(Kicks::default());
         let mut options = Options {
             executor: how.executor,

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use papr_intc_protocol::wire::flag;
 use papr_intc_protocol::wire::handshake::{Ping, PingReply};
 use papr_intc_protocol::wire::source::{Claim, ClaimReply};
 
@@ -370,4 +371,52 @@ fn no_request_waits_for_a_daemon_while_its_channel_is_cancelled() {
     assert_eq!(head.flags, 0);
     peer.reply::<Claim>(head.seq, &claimed());
     caller.join().unwrap().unwrap();
+}
+
+/// GET_FEATURES as a standard request on a channel of its own thread.
+fn features_in_a_thread(channel: &Arc<Channel>) -> thread::JoinHandle<Result<Vec<u8>, Error>> {
+    let channel = Arc::clone(channel);
+    thread::spawn(move || {
+        channel.standard(|connection, go_on| {
+            connection.standard("GET_FEATURES", 1, 0, &[], &[], go_on)
+        })
+    })
+}
+
+#[test]
+fn a_standard_request_waits_for_what_is_owed_and_leaves_the_unanswered_one() {
+    let (channel, _reports) = channel();
+    let mut peer = connect_ticking(&channel, 1);
+    channel.set_cancelled(true);
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (head, _) = peer.expect::<Claim>();
+    caller.join().unwrap().unwrap_err();
+    channel.set_cancelled(false);
+    let standard = features_in_a_thread(&channel);
+    peer.reply::<Claim>(head.seq, &claimed());
+    assert_eq!(peer.raw().unwrap().0, 1);
+    peer.send(1, flag::VERSION | flag::REPLY, &[7; 8]);
+    assert_eq!(standard.join().unwrap().unwrap(), [7; 8]);
+    // Its caller comes again: the same number, to be answered from the record.
+    let caller = call_in_a_thread(&channel, Patience::Persist);
+    let (again, _) = peer.expect::<Claim>();
+    assert_eq!((again.seq, again.flags), (head.seq, REPLAY));
+    peer.reply::<Claim>(again.seq, &claimed());
+    caller.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_standard_request_whose_daemon_goes_is_lost_with_its_session() {
+    let (channel, reports) = channel();
+    assert!(matches!(
+        features_in_a_thread(&channel).join().unwrap(),
+        Err(Error::Lost)
+    ));
+    let mut peer = connect(&channel, 1);
+    let standard = features_in_a_thread(&channel);
+    assert_eq!(peer.raw().unwrap().0, 1);
+    drop(peer);
+    assert!(matches!(standard.join().unwrap(), Err(Error::Lost)));
+    assert_eq!(reports.recv().unwrap(), 1);
+    assert!(!channel.is_up());
 }

@@ -8,13 +8,15 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use papr_intc_protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_protocol::wire::handshake::{SetShm, SetShmReply, ShmInfo};
-use papr_intc_protocol::wire::reply_body;
 use papr_intc_protocol::wire::vcpu::VcpuConnectReply;
+use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, Wire, flag, reply_body};
 
 use super::*;
 use crate::core::Options;
+use crate::dirty_log::SharedLog;
 use crate::fake_peer::FakePeer;
 use crate::guest_ram::GuestRam;
+use crate::standard::VIRTIO_F_VERSION_1;
 use crate::sync::{lock, write};
 
 /// How the peer behaves.
@@ -140,12 +142,15 @@ fn serve(mut peer: FakePeer, how: Behaviour, memfd: File) -> Told {
         told.push((code, fds));
         if code < 0x1000 {
             let value = match code {
-                1 => how.features,
-                15 => how.protocol_features,
-                5 => 0,
+                1 => how.features.to_bytes(),
+                15 => how.protocol_features.to_bytes(),
+                5 => 0u64.to_bytes(),
+                // The first SET_FEATURES is not acknowledged.
+                2 if u64::from_bytes(&body).unwrap() & LOG_ALL != 0 => 0u64.to_bytes(),
+                6 => body,
                 _ => continue,
             };
-            peer.send(code, reply, &value.to_bytes());
+            peer.send(code, reply, &value);
             continue;
         }
         let (head, payload) = papr_intc_protocol::wire::split_request(&body).unwrap();
@@ -221,6 +226,50 @@ fn a_later_daemon_is_handed_the_memory_the_vcpus_and_the_irqfds() {
         (0x1005, executor::DAEMON as usize),
     ];
     assert_eq!(told[8..], expected);
+}
+
+/// Can log dirty pages.
+const LOGGING: Behaviour = Behaviour {
+    protocol_features: 1 << 3 | 1 << 1,
+    ..GOOD
+};
+
+fn start_logging(core: &Core) {
+    *lock(&core.log) = Some(Arc::new(SharedLog::new(&core.ram).unwrap()));
+}
+
+#[test]
+fn while_pages_are_logged_every_daemon_is_given_the_log_after_memory_and_before_start() {
+    let core = core(Executor::Daemon);
+    start_logging(&core);
+    for get_or_set_shm in [(0x1002, 0), (0x1003, 1)] {
+        let (result, told) = shake(&core, LOGGING);
+        result.unwrap();
+        let start = (0x1005, executor::DAEMON as usize);
+        let expected = [(5, 2), (6, 1), (2, 0), get_or_set_shm, WATCH_CHANNEL, start];
+        assert_eq!(told[7..], expected);
+    }
+    *lock(&core.log) = None;
+    let (result, told) = shake(&core, LOGGING);
+    result.unwrap();
+    assert!(told.iter().all(|(code, _)| *code != 6));
+}
+
+#[test]
+fn while_pages_are_logged_a_daemon_that_cannot_is_refused_before_it_takes_the_memory() {
+    let without_log_all = Behaviour {
+        features: GOOD.features & !LOG_ALL,
+        ..LOGGING
+    };
+    for how in [without_log_all, GOOD] {
+        let core = core(Executor::Daemon);
+        shake(&core, how).0.unwrap();
+        start_logging(&core);
+        let (result, told) = shake(&core, how);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("cannot log"), "{error}");
+        assert!(told.iter().all(|(code, _)| *code != SetShm::CODE));
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(crate) fn write(address: usize) {
     }
 }
 
-/// Guest RAM is about to be written.
+/// Guest RAM, or its dirty log, is about to be written.
 pub fn write_to_ram(address: u64) {
     if let Some(probe) = PROBE.get() {
         probe(address as usize);

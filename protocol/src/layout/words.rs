@@ -319,6 +319,8 @@ pub mod journal {
     pub const REDO_CHANNEL: u32 = 34;
     /// Sequence number of its request, 0 if it answers none.
     pub const REDO_SEQUENCE: u32 = 35;
+    /// Where the daemon writes guest RAM at this moment, or last wrote: bit 0 set, the page's address; 0 nowhere yet.
+    pub const RAM_PAGE: u32 = 36;
     /// First of [`REDO_RECORDS`] records of two words: what is stored where.
     pub const REDO_FIRST: u32 = 40;
     /// How many records there is room for.

@@ -59,6 +59,7 @@ fn journal_and_reply_words_have_their_numbers() {
         (journal::REDO, "REDO"),
         (journal::REDO_CHANNEL, "REDO_CHANNEL"),
         (journal::REDO_SEQUENCE, "REDO_SEQUENCE"),
+        (journal::RAM_PAGE, "RAM_PAGE"),
         (journal::REDO_FIRST, "REDO_FIRST"),
     ];
     assert_eq!(found, expected);

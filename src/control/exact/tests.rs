@@ -14,6 +14,9 @@ use papr_intc_protocol::plane::xive::config::QueueConfig;
 use papr_intc_protocol::plane::{Controller, LevelInput};
 
 use super::*;
+use dirty::Moment;
+
+mod dirty;
 
 const TICKET: Ticket = Ticket { channel: 1, seq: 9 };
 const QUEUE: u64 = 0x1_0000;
@@ -104,6 +107,7 @@ struct World {
     tables: Vec<CutWord>,
     pages: Vec<CutWord>,
     ram: RefCell<BTreeMap<u64, u32>>,
+    log: dirty::Log,
     count: Cell<u64>,
     life: Life,
 }
@@ -132,10 +136,18 @@ impl TableStorage for Shared {
 
 impl QueueMemory for Shared {
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        self.0.take_at(Moment::BeforeEntry);
         if alive(&self.0.life) {
             self.0.ram.borrow_mut().insert(gpa, entry);
         }
+        self.0.take_at(Moment::BeforeMark);
+        self.mark_written(gpa);
         true
+    }
+    fn mark_written(&self, gpa: u64) {
+        if alive(&self.0.life) {
+            self.0.log.mark(gpa);
+        }
     }
     fn is_backed(&self, _: u64, _: u64) -> bool {
         true
@@ -191,6 +203,7 @@ impl Case {
             tables,
             pages,
             ram: image.0.ram.clone(),
+            log: dirty::Log::sent(&image.0.ram.borrow()),
             count: image.0.count.clone(),
             life,
         }))
@@ -212,6 +225,7 @@ impl Case {
             tables: zone(geometry.tables_size()),
             pages: zone(geometry.pages_size() - first_page(&geometry)),
             ram: RefCell::default(),
+            log: dirty::Log::default(),
             count: Cell::new(u64::from(self.operation.is_none())),
             life,
         }));
@@ -264,6 +278,7 @@ impl Case {
         world.0.life.set(life);
         let plane = self.daemon(world, generation);
         let exact = Exact::new(&plane);
+        plane.host().mark_last_page();
         exact.recover();
         if exact.in_doubt(&IRQFD) {
             if alive(&world.0.life) {

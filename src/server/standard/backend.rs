@@ -103,6 +103,11 @@ impl StdBackend {
         self.take_events();
     }
 
+    /// There is another log.
+    pub(super) fn guard_log(&self) {
+        self.ram.guard_log(&self.log);
+    }
+
     pub(super) fn note(&self, event: StandardEvent) {
         self.events
             .lock()

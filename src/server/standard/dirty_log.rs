@@ -11,7 +11,9 @@
 //! Written by the inner vhost-user thread (log, switch), read by whoever writes guest memory.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vhost_user_backend::bitmap::{
@@ -19,6 +21,9 @@ use vhost_user_backend::bitmap::{
 };
 use vm_memory::GuestMemoryRegion;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
+
+/// The unit of the dirty log, in bytes.
+pub(super) const LOG_PAGE: u64 = 4096;
 
 /// The log of one daemon: the bitmap last given by SET_LOG_BASE, and whether LOG_ALL is acknowledged.
 #[derive(Debug, Default)]
@@ -38,6 +43,15 @@ impl DirtyLog {
     pub(super) fn clear(&self) {
         self.set_all(false);
         self.keep(None);
+    }
+
+    /// Where the bits of memory up to `end` are mapped, if there is a log: it is somebody else's file, as memory is.
+    pub(super) fn mapping(&self, end: u64) -> Option<Range<usize>> {
+        let mapped = self.kept()?;
+        // The crate has seen to it that the log reaches to the end of memory.
+        let bytes = usize::try_from(end.div_ceil(LOG_PAGE * 8)).ok()?;
+        let start = ptr::from_ref(&mapped[0]).addr();
+        (bytes > 0).then(|| start..start + bytes.next_multiple_of(LOG_PAGE as usize))
     }
 
     fn keep(&self, mapped: Option<Arc<MmapLogReg>>) {
@@ -90,6 +104,11 @@ impl Bitmap for LogBitmap {
             .get()
             .is_some_and(|log| log.all.load(Ordering::Acquire))
         {
+            #[cfg(feature = "crash-points")]
+            papr_intc_protocol::layout::probe::write_to_ram(offset as u64);
+            // The crate sets bits with Relaxed. Release pairs with the Acquire of whoever takes a bit: what was
+            // stored before is seen by the copy of the page that follows.
+            fence(Ordering::Release);
             self.pages.mark_dirty(offset, len);
         }
     }

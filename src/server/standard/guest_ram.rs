@@ -15,12 +15,13 @@ use std::sync::{Arc, PoisonError};
 
 use nix::libc;
 use nix::sys::stat::fstat;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap,
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-use super::dirty_log::{DirtyLog, LogBitmap};
+use super::dirty_log::{DirtyLog, LOG_PAGE, LogBitmap};
 use crate::memory::foreign;
 
 /// A memory table with dirty logging.
@@ -28,9 +29,6 @@ pub(super) type Table = GuestMemoryMmap<LogBitmap>;
 
 /// Memory slots offered by GET_MAX_MEM_SLOTS; the crate answers the number but does not hold anybody to it.
 pub(super) const MAX_SLOTS: usize = 509;
-
-/// The unit of the dirty log, in bytes. Regions are made of whole units.
-const LOG_PAGE: u64 = 4096;
 
 /// A handle on guest memory. Cheap to clone; every clone follows the table as the VMM changes it.
 #[derive(Clone, Debug)]
@@ -60,6 +58,14 @@ impl GuestRam {
             && !memory
                 .get_host_address(gpa)
                 .is_ok_and(|address| foreign::is_lost(address.addr()))
+    }
+
+    /// Marks the page of `gpa` in the dirty log, without writing.
+    pub fn mark_written(&self, gpa: u64) {
+        let memory = self.published.memory();
+        if let Some((region, at)) = memory.to_region_addr(GuestAddress(gpa)) {
+            region.bitmap().mark_dirty(at.raw_value() as usize, 1);
+        }
     }
 
     /// The entry at `gpa`, or None as for [`Self::write_queue_entry`]. Also the way to fault a page in before a lock is
@@ -107,7 +113,7 @@ impl GuestRam {
         match accept(&table, log) {
             Ok(()) => {
                 // Files that are cut short cost their regions, those that go until they are gone.
-                let regions = host_ranges(&table);
+                let regions = host_ranges(&table, log);
                 foreign::guard(&regions);
                 replace(&self.published, Table::clone(&table));
                 foreign::guard_only(&regions);
@@ -120,19 +126,28 @@ impl GuestRam {
         }
     }
 
+    /// There is another log: its file, too, may be cut short.
+    pub(super) fn guard_log(&self, log: &DirtyLog) {
+        let regions = host_ranges(&self.published.memory(), log);
+        foreign::guard(&regions);
+        foreign::guard_only(&regions);
+    }
+
     /// Unmaps everything: the VMM has gone.
     pub(super) fn clear(&self) {
         replace(&self.published, Table::new());
     }
 }
 
-/// Where the regions are mapped.
-fn host_ranges(table: &Table) -> Vec<Range<usize>> {
+/// Where the regions are mapped, and their log.
+fn host_ranges(table: &Table, log: &DirtyLog) -> Vec<Range<usize>> {
     let host = |region: &GuestRegionMmap<LogBitmap>| {
         let start = region.as_ptr().addr();
         start..start + region.size()
     };
-    table.iter().map(host).collect()
+    let ends = table.iter().map(|r| r.start_addr().0 + r.len());
+    let log = log.mapping(ends.max().unwrap_or(0));
+    table.iter().map(host).chain(log).collect()
 }
 
 fn replace(memory: &GuestMemoryAtomic<Table>, table: Table) {
@@ -181,6 +196,9 @@ pub(super) fn reaches(file: impl AsFd, start: u64, len: u64) -> io::Result<bool>
 impl crate::memory::QueueMemory for GuestRam {
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
         self.write_queue_entry(gpa, entry)
+    }
+    fn mark_written(&self, gpa: u64) {
+        self.mark_written(gpa);
     }
     fn is_backed(&self, gpa: u64, len: u64) -> bool {
         self.is_backed(gpa, len)

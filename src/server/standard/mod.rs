@@ -194,7 +194,10 @@ impl Standard {
         let body = raised.as_ref().map_or(&message.body[..], |body| &body[..]);
         let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(AsFd::as_fd).collect();
         match self.inner.call(message.request, body, &fds)? {
-            Some(reply) if service == Service::Get => Ok(Ok(Some(reply))),
+            Some(reply) if service == Service::Get => {
+                self.record(message);
+                Ok(Ok(Some(reply)))
+            }
             Some(reply) if u64_of(&reply.body) == Some(0) => {
                 self.record(message);
                 Ok(Ok(None))
@@ -255,6 +258,7 @@ impl Standard {
             Ok(FrontendReq::SET_PROTOCOL_FEATURES) => {
                 self.negotiated.protocol = u64_of(&message.body).unwrap_or(0);
             }
+            Ok(FrontendReq::SET_LOG_BASE) => self.backend.guard_log(),
             // The crate has checked that it is a stream socket of the Unix domain. Its own handle on it cannot send PAPR
             // notes, and was dropped.
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => {
