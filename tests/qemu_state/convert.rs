@@ -1,29 +1,52 @@
-//! Migration streams of QEMU from and to our state.
+//! Migration streams of QEMU from and to our state: `papr-intc state convert`.
 
-use std::fs::File;
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use papr_intc::convert::Notes;
-use papr_intc::convert::qemu::stream::Stream;
-use papr_intc::convert::qemu::{self, Options};
 use papr_intc_protocol::state::State;
+use tempfile::NamedTempFile;
 
-/// The state in a stream; nothing of it was changed.
-pub fn from_qemu(stream: &Path) -> State {
-    let mut notes = Notes::default();
-    let stream = Stream::read(&mut File::open(stream).unwrap()).unwrap();
-    let state = qemu::read(&stream, &Options::default(), &mut notes).unwrap();
-    assert_eq!(notes, Notes::default());
-    state
+use super::qemu::Shape;
+
+/// The state in a stream, and what was said.
+pub fn from_qemu(stream: &Path, shape: Shape) -> (State, Vec<String>) {
+    let out = NamedTempFile::new().unwrap();
+    let [servers, vsmt] = [shape.servers(), shape.vsmt].map(|n| n.to_string());
+    let notes = convert(
+        Command::new(env!("CARGO_BIN_EXE_papr-intc"))
+            .args(["state", "convert", "--from", "qemu", "--to", "papr"])
+            .args(["--servers", &servers, "--vsmt", &vsmt])
+            .arg(stream)
+            .arg("--out")
+            .arg(out.path()),
+    );
+    let state = fs::read(out.path()).unwrap();
+    (State::decode(&state).unwrap(), notes)
 }
 
-/// Puts a state into the stream of its guest; the result is another file.
-pub fn to_qemu(state: &State, into: &Path, out: &Path) {
-    let mut notes = Notes::default();
-    let mut original = File::open(into).unwrap();
-    let mut stream = Stream::read(&mut original).unwrap();
-    qemu::write(state, &mut stream, &Options::default(), &mut notes).unwrap();
-    assert_eq!(notes, Notes::default());
-    let mut out = File::create(out).unwrap();
-    stream.write(&mut original, &mut out).unwrap();
+/// Puts a state into the stream of its guest; the result is another file. Nothing must be said.
+pub fn to_qemu(state: &State, into: &Path, out: &Path, shape: Shape) {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(file.path(), state.encode().unwrap()).unwrap();
+    let [servers, vsmt] = [shape.servers(), shape.vsmt].map(|n| n.to_string());
+    let notes = convert(
+        Command::new(env!("CARGO_BIN_EXE_papr-intc"))
+            .args(["state", "convert", "--to", "qemu"])
+            .args(["--servers", &servers, "--vsmt", &vsmt])
+            .arg("--into")
+            .arg(into)
+            .arg(file.path())
+            .arg("--out")
+            .arg(out),
+    );
+    assert_eq!(notes, Vec::<String>::new());
+}
+
+/// Runs a conversion; the lines it says.
+fn convert(command: &mut Command) -> Vec<String> {
+    let done = command.output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.success(), "{command:?}: {said}");
+    said.lines().map(str::to_owned).collect()
 }

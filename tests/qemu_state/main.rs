@@ -40,7 +40,8 @@ fn what_is_pending_survives_qemus_own_migration() {
 fn a_stream_becomes_the_state_that_the_monitor_shows() {
     for subject in subjects() {
         let saved = subject.save();
-        let state = convert::from_qemu(&saved.stream);
+        let (state, notes) = convert::from_qemu(&saved.stream, subject.shape());
+        assert_eq!(notes, subject.notes(), "{}", subject.name());
         let shown = neutral::shown(&state, |gpa| saved.word(gpa));
         assert_eq!(shown, saved.pic, "{}", subject.name());
     }
@@ -50,8 +51,9 @@ fn a_stream_becomes_the_state_that_the_monitor_shows() {
 #[ignore = "needs qemu-system-ppc64: tests/qemu/state"]
 fn a_state_goes_back_into_a_stream_that_qemu_loads() {
     for subject in subjects() {
+        let (name, shape) = (subject.name(), subject.shape());
         let saved = subject.save();
-        let state = convert::from_qemu(&saved.stream);
+        let (state, _) = convert::from_qemu(&saved.stream, shape);
         // A stream of the same guest, with controllers that were never used.
         let wiped = saved.folder.path().join("wiped");
         let reset = State {
@@ -60,15 +62,16 @@ fn a_state_goes_back_into_a_stream_that_qemu_loads() {
             xive: Default::default(),
             ..state.clone()
         };
-        convert::to_qemu(&reset, &saved.stream, &wiped);
+        convert::to_qemu(&reset, &saved.stream, &wiped, shape);
         let shown = subject.pic(&mut subject.load(&wiped).unwrap());
-        assert_eq!(shown, neutral::shown(&reset, |_| 0), "{}", subject.name());
+        assert_eq!(shown, neutral::shown(&reset, |_| 0), "{name}");
+
         let back = saved.folder.path().join("back");
-        convert::to_qemu(&state, &wiped, &back);
+        convert::to_qemu(&state, &wiped, &back, shape);
         let same = fs::read(&back).unwrap() == fs::read(&saved.stream).unwrap();
-        assert!(same, "{}: not the stream that was saved", subject.name());
+        assert!(same, "{name}: not the stream that was saved");
         let mut loaded = subject.load(&back).unwrap();
-        assert_eq!(subject.pic(&mut loaded), saved.pic, "{}", subject.name());
+        assert_eq!(subject.pic(&mut loaded), saved.pic, "{name}");
         subject.assert_same(&saved.after, &subject.take(&mut loaded));
     }
 }
@@ -77,9 +80,10 @@ fn a_state_goes_back_into_a_stream_that_qemu_loads() {
 #[ignore = "needs qemu-system-ppc64: tests/qemu/state"]
 fn a_guest_of_qemus_goes_on_under_our_daemon_and_returns() {
     for subject in subjects() {
+        let (name, shape) = (subject.name(), subject.shape());
         let saved = subject.save();
-        let state = convert::from_qemu(&saved.stream);
-        let ours = Ours::start(subject.mode(), &saved.queues);
+        let (state, _) = convert::from_qemu(&saved.stream, shape);
+        let ours = Ours::start(shape, &saved.queues);
         ours.load(&state.encode().unwrap());
         let moved = State::decode(&ours.save()).unwrap();
         assert_eq!((&moved.xics, &moved.xive), (&state.xics, &state.xive));
@@ -88,12 +92,23 @@ fn a_guest_of_qemus_goes_on_under_our_daemon_and_returns() {
             (&state.claims, &state.inputs)
         );
         let shown = neutral::shown(&moved, |gpa| ours.word(gpa));
-        assert_eq!(shown, saved.pic, "{}", subject.name());
-        let back = saved.folder.path().join("back");
-        convert::to_qemu(&moved, &saved.stream, &back);
-        let mut loaded = subject.load(&back).unwrap();
-        assert_eq!(subject.pic(&mut loaded), saved.pic, "{}", subject.name());
-        subject.assert_same(&saved.after, &subject.take(&mut loaded));
+        assert_eq!(shown, saved.pic, "{name}");
+        for (cpu, vcpu) in ours.vcpus.iter().enumerate() {
+            assert_eq!(vcpu.pending(), saved.pic.line(cpu), "{name}: vCPU {cpu}");
+        }
+
+        // It goes on as it did on QEMU, to the same end.
         subject.assert_same_as_ours(&saved.after, &ours);
+        let moved = State::decode(&ours.save()).unwrap();
+        let shown = neutral::shown(&moved, |gpa| ours.word(gpa));
+        assert_eq!(shown, saved.pic_after, "{name}");
+        let back = saved.folder.path().join("back");
+        convert::to_qemu(&moved, &saved.stream, &back, shape);
+        let returned = subject.pic(&mut subject.load(&back).unwrap());
+        assert_eq!(
+            returned.without_entries(),
+            shown.without_entries(),
+            "{name}"
+        );
     }
 }

@@ -67,12 +67,13 @@ pub struct Step {
 }
 
 /// Two lists of steps. Each step is done when the one before it is complete, whichever vCPU that was.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Program {
     /// Before the state is saved.
     pub before: Vec<Step>,
     /// After it was loaded.
     pub after: Vec<Step>,
+    vsmt: u32,
     cpu: usize,
     saved: bool,
 }
@@ -126,13 +127,29 @@ pub mod esb {
 pub const CPU_ENTRIES: u32 = 0x1000;
 /// A page of messages for each virtual SCSI adapter.
 const CRQ: u64 = 0x0300_0000;
-/// Event queues: [`QUEUE_STRIDE`] apart, the sixteen of two servers.
+/// Event queues: [`QUEUE_STRIDE`] apart, those of two vCPUs.
 pub const QUEUES: u64 = 0x0400_0000;
 pub const QUEUE_STRIDE: u64 = 0x20_0000;
 /// Bytes of all of them.
 pub const QUEUES_LEN: usize = 16 * QUEUE_STRIDE as usize;
 
+/// vCPUs are named by their index; a call of the guest has the server number.
 impl Program {
+    /// Nothing yet. Server numbers are multiples of `vsmt`.
+    pub fn new(vsmt: u32) -> Self {
+        Self {
+            before: Vec::new(),
+            after: Vec::new(),
+            vsmt,
+            cpu: 0,
+            saved: false,
+        }
+    }
+
+    fn server(&self, cpu: usize) -> u32 {
+        cpu as u32 * self.vsmt
+    }
+
     /// What follows is done by this vCPU.
     pub fn on(&mut self, cpu: usize) -> &mut Self {
         self.cpu = cpu;
@@ -184,8 +201,9 @@ impl Program {
         self.add(Op::Cas { byte23 })
     }
 
-    pub fn start_cpu(&mut self, cpu: u32) -> &mut Self {
-        self.rtas(START_CPU, &[cpu, CPU_ENTRIES + 16 * cpu, 0], 1)
+    pub fn start_cpu(&mut self, cpu: usize) -> &mut Self {
+        let entry = CPU_ENTRIES + 16 * cpu as u32;
+        self.rtas(START_CPU, &[self.server(cpu), entry, 0], 1)
     }
 }
 
@@ -195,12 +213,12 @@ impl Program {
         self.hcall(H_CPPR, &[cppr])
     }
 
-    pub fn ipi(&mut self, server: u64, mfrr: u64) -> &mut Self {
-        self.hcall(H_IPI, &[server, mfrr])
+    pub fn ipi(&mut self, cpu: usize, mfrr: u64) -> &mut Self {
+        self.hcall(H_IPI, &[self.server(cpu).into(), mfrr])
     }
 
-    pub fn poll(&mut self, server: u64) -> &mut Self {
-        self.hcall(H_IPOLL, &[server])
+    pub fn poll(&mut self, cpu: usize) -> &mut Self {
+        self.hcall(H_IPOLL, &[self.server(cpu).into()])
     }
 
     pub fn accept(&mut self) -> &mut Self {
@@ -214,8 +232,8 @@ impl Program {
         self
     }
 
-    pub fn set_xive(&mut self, lisn: u32, server: u32, priority: u32) -> &mut Self {
-        self.rtas(SET_XIVE, &[lisn, server, priority], 1)
+    pub fn set_xive(&mut self, lisn: u32, cpu: usize, priority: u32) -> &mut Self {
+        self.rtas(SET_XIVE, &[lisn, self.server(cpu), priority], 1)
     }
 
     pub fn get_xive(&mut self, lisn: u32) -> &mut Self {
@@ -234,8 +252,8 @@ impl Program {
 /// XIVE.
 impl Program {
     /// Route a source; its EISN is its LISN. Priority ff masks.
-    pub fn route(&mut self, lisn: u32, server: u64, priority: u64) -> &mut Self {
-        let lisn = u64::from(lisn);
+    pub fn route(&mut self, lisn: u32, cpu: usize, priority: u64) -> &mut Self {
+        let (lisn, server) = (u64::from(lisn), self.server(cpu).into());
         self.hcall(H_INT_SET_SOURCE_CONFIG, &[2, lisn, server, priority, lisn])
     }
 
@@ -244,15 +262,16 @@ impl Program {
     }
 
     /// A queue of `1 << shift` bytes; each event notifies if `always`, else the first only.
-    pub fn queue(&mut self, server: u64, priority: u64, shift: u64, always: bool) -> &mut Self {
-        let flags = u64::from(always);
-        let page = queue_page(server, priority);
+    pub fn queue(&mut self, cpu: usize, priority: u64, shift: u64, always: bool) -> &mut Self {
+        let (flags, server) = (u64::from(always), self.server(cpu).into());
+        let page = queue_page(cpu, priority);
         let args = [flags, server, priority, page, shift];
         self.hcall(H_INT_SET_QUEUE_CONFIG, &args)
     }
 
     /// Address, size, generation and index of a queue.
-    pub fn get_queue(&mut self, server: u64, priority: u64) -> &mut Self {
+    pub fn get_queue(&mut self, cpu: usize, priority: u64) -> &mut Self {
+        let server = self.server(cpu).into();
         self.hcall(H_INT_GET_QUEUE_CONFIG, &[1, server, priority])
     }
 
@@ -294,9 +313,9 @@ pub fn trigger_page(lisn: u32) -> u64 {
     ESB + u64::from(lisn) * 0x2_0000
 }
 
-/// Where the queue of a server and priority is.
-pub fn queue_page(server: u64, priority: u64) -> u64 {
-    QUEUES + (server * 8 + priority) * QUEUE_STRIDE
+/// Where the queue of a vCPU and priority is.
+pub fn queue_page(cpu: usize, priority: u64) -> u64 {
+    QUEUES + (cpu as u64 * 8 + priority) * QUEUE_STRIDE
 }
 
 /// Devices.
@@ -332,6 +351,12 @@ impl Program {
     pub fn set_up_msi(&mut self, slot: u32) -> &mut Self {
         self.rtas(CHANGE_MSI, &[slot << 11, BUID[0], BUID[1], 3, 1, 1], 4)
             .write_config(slot, 0x42, 2, 0x81)
+    }
+
+    /// The driver has gone.
+    pub fn free_msi(&mut self, slot: u32) -> &mut Self {
+        self.write_config(slot, 0x42, 2, 0x80);
+        self.rtas(CHANGE_MSI, &[slot << 11, BUID[0], BUID[1], 3, 0, 1], 4)
     }
 
     /// The pin of the device in `slot`, or one MSI of it: its registers 60 and 64, little endian.

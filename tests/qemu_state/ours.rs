@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_frontend::protocol::layout::{Compat, Machine};
 use papr_intc_frontend::protocol::papr::codes::RtasCall;
 use papr_intc_frontend::protocol::papr::codes::opcode::{H_EOI, H_XIRR};
 use papr_intc_frontend::protocol::wire::source::{Claim, claim_flag};
@@ -12,6 +12,7 @@ use papr_intc_frontend::{GuestRam, Intc, Launcher, Options, Vcpu};
 
 use super::guest::CPUS;
 use super::op::{self, Op, QUEUES, Step};
+use super::qemu::Shape;
 
 const RAM: u64 = 256 << 20;
 const LIMIT: Duration = Duration::from_secs(10);
@@ -32,8 +33,8 @@ pub struct Ours {
 
 impl Ours {
     /// A machine that never ran; its RAM has these event queues.
-    pub fn start(mode: IcMode, queues: &[u8]) -> Self {
-        let machine = Machine::pseries(mode, Compat::Qemu72, CPUS as u32);
+    pub fn start(shape: Shape, queues: &[u8]) -> Self {
+        let machine = Machine::pseries(shape.mode, Compat::Qemu72, shape.servers());
         let ram = Arc::new(GuestRam::new(&[(0, RAM)]).unwrap());
         assert!(ram.write(QUEUES, queues));
         let binary = OsString::from(env!("CARGO_BIN_EXE_papr-intc"));
@@ -51,7 +52,7 @@ impl Ours {
             };
             intc.claim(&claim).unwrap();
         }
-        let vcpu = |server| intc.connect_vcpu(server).unwrap();
+        let vcpu = |cpu| intc.connect_vcpu(cpu * shape.vsmt).unwrap();
         Self {
             vcpus: (0..CPUS as u32).map(vcpu).collect(),
             intc,

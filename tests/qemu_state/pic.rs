@@ -96,6 +96,23 @@ impl Pic {
         }
     }
 
+    /// Without the queues' entries, which are the RAM's and not the controller's.
+    pub fn without_entries(mut self) -> Self {
+        if let Self::Xive(xive) = &mut self {
+            let queues = xive.sources.iter_mut().filter_map(|s| s.queue.as_mut());
+            queues.for_each(|queue| queue.recent.clear());
+        }
+        self
+    }
+
+    /// Whether a vCPU's line has to be high.
+    pub fn line(&self, cpu: usize) -> bool {
+        match self {
+            Self::Xics(xics) => xics.icps[cpu].xirr & 0xff_ffff != 0,
+            Self::Xive(xive) => xive.rings[cpu][0] & 0x80 != 0,
+        }
+    }
+
     pub fn xics(&self) -> &Xics {
         match self {
             Self::Xics(xics) => xics,
@@ -152,10 +169,10 @@ impl Xive {
         self.sources.iter().find(of).expect("a claimed source")
     }
 
-    /// The queue of a server and priority, if a source is routed to it.
-    pub fn queue(&self, server: u32, priority: u8) -> Option<&Queue> {
+    /// The queue at an address, if a source is routed to it.
+    pub fn queue(&self, address: u64) -> Option<&Queue> {
         let mut queues = self.sources.iter().filter_map(|s| s.queue.as_ref());
-        queues.find(|q| q.server == server && q.priority == priority)
+        queues.find(|q| q.address == address)
     }
 
     fn line(&mut self, line: &str) -> Option<()> {
@@ -272,7 +289,7 @@ fn a_xive_text_is_read() {
     assert_eq!(xive.rings, [[0x80, 0xff, 0x10, 0xff, 0xff, 0, 0xff, 3]]);
     assert_eq!(xive.sources.len(), 3);
     assert!(xive.source(0x1101).masked && xive.source(0x1101).pq == 1);
-    let queue = xive.queue(1, 3).unwrap();
+    let queue = xive.queue(0x20b_0000).unwrap();
     assert_eq!(
         (queue.index, queue.entries, queue.generation),
         (153, 16384, 1)

@@ -13,7 +13,7 @@ use papr_intc_protocol::layout::IcMode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::guest::{FAULT, TURN};
+use super::guest::{CPUS, FAULT, TURN};
 
 /// Longer than anything takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -31,6 +31,21 @@ fn name(mode: IcMode) -> &'static str {
     }
 }
 
+/// What a guest's machine is, as far as guests differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub mode: IcMode,
+    /// Server numbers from one vCPU to the next.
+    pub vsmt: u32,
+}
+
+impl Shape {
+    /// Server numbers there are.
+    pub fn servers(self) -> u32 {
+        CPUS as u32 * self.vsmt
+    }
+}
+
 /// The binary: `$QEMU`, or what the distribution's package installs.
 pub fn binary() -> OsString {
     std::env::var_os("QEMU").unwrap_or_else(|| "qemu-system-ppc64".into())
@@ -45,14 +60,14 @@ pub struct Qemu {
 
 impl Qemu {
     /// Starts a guest with this firmware.
-    pub fn boot(mode: IcMode, image: &[u8]) -> Self {
-        Self::start(mode, image, &[])
+    pub fn boot(shape: Shape, image: &[u8]) -> Self {
+        Self::start(shape, image, &[])
     }
 
     /// Loads a saved guest and leaves it stopped. The error is what QEMU said.
-    pub fn load(mode: IcMode, image: &[u8], stream: &Path) -> Result<Self, String> {
+    pub fn load(shape: Shape, image: &[u8], stream: &Path) -> Result<Self, String> {
         let uri = format!("exec:cat {}", stream.display());
-        let mut qemu = Self::start(mode, image, &["-incoming", &uri, "-S"]);
+        let mut qemu = Self::start(shape, image, &["-incoming", &uri, "-S"]);
         let deadline = Instant::now() + LIMIT;
         loop {
             let Some(status) = qemu.try_execute("query-status", &json!({})) else {
@@ -67,14 +82,16 @@ impl Qemu {
         }
     }
 
-    fn start(mode: IcMode, image: &[u8], more: &[&str]) -> Self {
+    fn start(shape: Shape, image: &[u8], more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let inside = |name: &str| folder.path().join(name);
         fs::write(inside("image"), image).unwrap();
+        let (mode, vsmt) = (name(shape.mode), shape.vsmt);
+        let machine = format!("pseries-7.2,ic-mode={mode},vsmt={vsmt},{MITIGATIONS}");
         let mut command = Command::new(binary());
         command
             .arg("-machine")
-            .arg(format!("pseries-7.2,ic-mode={},{MITIGATIONS}", name(mode)))
+            .arg(machine)
             .args(["-cpu", "power9", "-m", "256M", "-smp", "2"])
             .args(["-accel", "tcg,thread=single"])
             .args(["-nodefaults", "-display", "none", "-no-user-config"])

@@ -8,6 +8,7 @@ mod xive;
 
 use super::op::{MSI_SLOTS, Program};
 use super::pic::Pic;
+use super::qemu::Shape;
 
 /// A class of pending interrupts, and whether a controller shows it.
 pub type Class = (&'static str, fn(&Pic) -> bool);
@@ -15,10 +16,44 @@ pub type Class = (&'static str, fn(&Pic) -> bool);
 /// One guest.
 pub struct Scenario {
     pub name: &'static str,
-    pub mode: IcMode,
-    pub program: Program,
+    pub shape: Shape,
+    /// What it does after its devices are set up.
+    pub program: fn(&mut Program),
     /// All of them are shown when the guest is saved.
     pub classes: Vec<Class>,
+    /// What is said when its stream is converted to our state.
+    pub notes: &'static [&'static str],
+}
+
+impl Scenario {
+    fn new(
+        name: &'static str,
+        mode: IcMode,
+        program: fn(&mut Program),
+        classes: Vec<Class>,
+    ) -> Self {
+        Self {
+            name,
+            shape: Shape { mode, vsmt: 1 },
+            program,
+            classes,
+            notes: &[],
+        }
+    }
+
+    /// The same with gaps between the server numbers.
+    fn with_gaps(mut self) -> Self {
+        self.shape.vsmt = 4;
+        self
+    }
+
+    /// All that it does.
+    pub fn compose(&self) -> Program {
+        let mut program = Program::new(self.shape.vsmt);
+        set_up_devices(&mut program);
+        (self.program)(&mut program);
+        program
+    }
 }
 
 /// Every guest.

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use papr_intc_protocol::layout::IcMode;
 use tempfile::TempDir;
 
 use super::guest::{Guest, OUTCOMES};
-use super::op::{QUEUES, QUEUES_LEN, Step};
+use super::op::{Program, QUEUES, QUEUES_LEN, Step};
 use super::ours::Ours;
 use super::pic::Pic;
-use super::qemu::Qemu;
+use super::qemu::{Qemu, Shape};
 use super::scenario::{self, Scenario};
 
 /// What the steps of a half showed.
@@ -18,21 +17,32 @@ pub type Outcomes = Vec<Vec<u64>>;
 /// A scenario's guest, compiled.
 pub struct Subject {
     scenario: Scenario,
+    program: Program,
     guest: Guest,
 }
 
 impl Subject {
     fn new(scenario: Scenario) -> Self {
-        let guest = Guest::compile(&scenario.program);
-        Self { scenario, guest }
+        let program = scenario.compose();
+        let guest = Guest::compile(&program);
+        Self {
+            scenario,
+            program,
+            guest,
+        }
     }
 
     pub fn name(&self) -> &'static str {
         self.scenario.name
     }
 
-    pub fn mode(&self) -> IcMode {
-        self.scenario.mode
+    pub fn shape(&self) -> Shape {
+        self.scenario.shape
+    }
+
+    /// What is said when its stream is converted.
+    pub fn notes(&self) -> &'static [&'static str] {
+        self.scenario.notes
     }
 
     /// Makes the state, shows it, saves it, and goes on where it stands.
@@ -47,6 +57,8 @@ impl Subject {
         let queues = qemu.memory(QUEUES, QUEUES_LEN);
         qemu.save(&stream);
         let after = self.take(&mut qemu);
+        qemu.stop();
+        let pic_after = self.pic(&mut qemu);
         let counts = (self.scenario.classes.len(), self.delivered(&after));
         println!(
             "{}: {} classes, {} delivered",
@@ -59,6 +71,7 @@ impl Subject {
             pic,
             queues,
             after,
+            pic_after,
             folder,
         }
     }
@@ -70,24 +83,24 @@ impl Subject {
 
     /// Interrupts that the second half took.
     fn delivered(&self, after: &Outcomes) -> usize {
-        let steps = self.scenario.program.after.iter().zip(after);
+        let steps = self.program.after.iter().zip(after);
         let delivered = steps.filter(|(step, outcome)| step.op.delivered(outcome));
         delivered.count()
     }
 
     /// Runs the first half, and stops.
     fn prepare(&self) -> Qemu {
-        let mut qemu = Qemu::boot(self.scenario.mode, &self.guest.image);
+        let mut qemu = Qemu::boot(self.scenario.shape, &self.guest.image);
         qemu.wait_for_turn(self.guest.turns[0]);
         qemu.stop();
         let (before, _) = self.outcomes(&mut qemu);
-        self.assert_done(&self.scenario.program.before, &before);
+        self.assert_done(&before);
         qemu
     }
 
     /// The guest as it was saved, stopped.
     pub fn load(&self, stream: &Path) -> Result<Qemu, String> {
-        Qemu::load(self.scenario.mode, &self.guest.image, stream)
+        Qemu::load(self.scenario.shape, &self.guest.image, stream)
     }
 
     /// Runs the second half of a guest that stands where it was saved.
@@ -95,9 +108,7 @@ impl Subject {
         qemu.resume();
         qemu.inject_nmi();
         qemu.wait_for_turn(self.guest.turns[1]);
-        let (_, after) = self.outcomes(qemu);
-        self.assert_done(&self.scenario.program.after, &after);
-        after
+        self.outcomes(qemu).1
     }
 
     fn outcomes(&self, qemu: &mut Qemu) -> (Outcomes, Outcomes) {
@@ -109,22 +120,23 @@ impl Subject {
             let outcome = |step: &Step| words.by_ref().take(step.op.outcome_len()).collect();
             steps.iter().map(outcome).collect()
         };
-        let program = &self.scenario.program;
+        let program = &self.program;
         (half(&program.before), half(&program.after))
     }
 
-    fn assert_done(&self, steps: &[Step], outcomes: &Outcomes) {
-        for (step, outcome) in steps.iter().zip(outcomes) {
+    /// The first half does what it is for.
+    fn assert_done(&self, outcomes: &Outcomes) {
+        for (step, outcome) in self.program.before.iter().zip(outcomes) {
             let done = step.op.succeeded(outcome);
-            assert!(done, "{}: {step:x?} gave {outcome:x?}", self.scenario.name);
+            assert!(done, "{}: {step:x?} gave {outcome:x?}", self.name());
         }
     }
 
     /// The second half, done by us, shows what it showed on QEMU.
     pub fn assert_same_as_ours(&self, expected: &Outcomes, ours: &Ours) {
-        for (step, expected) in self.scenario.program.after.iter().zip(expected) {
+        for (step, expected) in self.program.after.iter().zip(expected) {
             if let Some(got) = ours.step(step) {
-                let name = self.scenario.name;
+                let name = self.name();
                 assert_eq!(*expected, got, "{name}: {step:x?} (left: QEMU)");
             }
         }
@@ -132,9 +144,9 @@ impl Subject {
 
     /// The second half showed the same, step by step.
     pub fn assert_same(&self, expected: &Outcomes, got: &Outcomes) {
-        let steps = self.scenario.program.after.iter();
+        let steps = self.program.after.iter();
         for ((step, expected), got) in steps.zip(expected).zip(got) {
-            let name = self.scenario.name;
+            let name = self.name();
             assert_eq!(
                 expected, got,
                 "{name}: {step:x?} (left: where it was saved)"
@@ -152,6 +164,9 @@ pub struct Saved {
     pub queues: Vec<u8>,
     /// What the second half showed on the guest that went on.
     pub after: Outcomes,
+    /// The controller at the end of that.
+    pub pic_after: Pic,
+    /// Holds the stream, and others that are made of it.
     pub folder: TempDir,
 }
 

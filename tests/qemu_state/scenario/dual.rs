@@ -3,50 +3,52 @@
 use papr_intc_protocol::layout::IcMode;
 
 use super::super::op::Program;
-use super::{Scenario, set_up_devices, xics, xive};
+use super::{Scenario, xics, xive};
 
 pub fn all() -> Vec<Scenario> {
+    let new = |name, program, classes| Scenario::new(name, IcMode::Dual, program, classes);
+    let left_behind = "dual: XIVE chosen, XICS left with things pending";
     vec![
-        Scenario {
-            name: "dual: before the choice",
-            mode: IcMode::Dual,
-            program: with_xics(|_| {}),
-            classes: xics::refused_classes(),
-        },
-        Scenario {
-            name: "dual: XICS chosen",
-            mode: IcMode::Dual,
-            program: with_xics(|program| _ = program.cas(0)),
-            classes: xics::refused_classes(),
-        },
-        Scenario {
-            name: "dual: XIVE chosen, XICS left with things pending",
-            mode: IcMode::Dual,
-            program: with_xive(),
-            classes: xive::pending_classes(),
-        },
+        new(
+            "dual: before the choice, never used",
+            |program| {
+                program.save_here();
+                program.on(0).poll(0);
+            },
+            vec![("reset", xics::is_reset)],
+        ),
+        new(
+            "dual: before the choice",
+            with_xics,
+            xics::refused_classes(),
+        ),
+        new(
+            "dual: XICS chosen",
+            |program| with_xics(program.on(0).cas(0)),
+            xics::refused_classes(),
+        ),
+        new(left_behind, with_xive, xive::pending_classes()),
+        new(
+            "dual: the same, with gaps between the server numbers",
+            with_xive,
+            xive::pending_classes(),
+        )
+        .with_gaps(),
     ]
 }
 
-fn with_xics(choose: fn(&mut Program)) -> Program {
-    let mut program = Program::default();
-    set_up_devices(&mut program);
-    choose(program.on(0));
+fn with_xics(program: &mut Program) {
     program.start_cpu(1);
-    xics::refused(&mut program);
+    xics::refused(program);
     program.save_here();
-    xics::take(&mut program);
-    program
+    xics::take(program);
 }
 
-fn with_xive() -> Program {
-    let mut program = Program::default();
-    set_up_devices(&mut program);
-    xics::left_behind(&mut program);
+fn with_xive(program: &mut Program) {
+    xics::left_behind(program);
     program.cas(xive::ASK_XIVE).start_cpu(1);
-    xive::set_up_queues(&mut program);
-    xive::pending(&mut program);
+    xive::set_up_queues(program);
+    xive::pending(program);
     program.save_here();
-    xive::take(&mut program);
-    program
+    xive::take(program);
 }

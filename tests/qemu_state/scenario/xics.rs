@@ -4,62 +4,69 @@ use papr_intc_protocol::layout::IcMode;
 
 use super::super::op::{LINE, MSI, MSI_SLOTS, Program, VSCSI};
 use super::super::pic::status::{ASSERTED, MASKED_PENDING, REJECTED, SENT};
-use super::super::pic::{Icp, Pic};
-use super::{Class, Scenario, set_up_devices};
+use super::super::pic::{Icp, Pic, Xics};
+use super::{Class, Scenario};
 
 /// `H_CPPR` that lets everything through.
 const OPEN: u64 = 0xff;
 
 pub fn all() -> Vec<Scenario> {
+    let new = |name, program, classes| Scenario::new(name, IcMode::Xics, program, classes);
     vec![
-        Scenario {
-            name: "xics: a source presented, others behind it",
-            mode: IcMode::Xics,
-            program: whole(refused),
-            classes: refused_classes(),
-        },
-        Scenario {
-            name: "xics: displaced by an IPI and by a source",
-            mode: IcMode::Xics,
-            program: whole(displaced),
-            classes: displaced_classes(),
-        },
-        Scenario {
-            name: "xics: in service, and again",
-            mode: IcMode::Xics,
-            program: whole(in_service),
-            classes: in_service_classes(),
-        },
-        Scenario {
-            name: "xics: never used",
-            mode: IcMode::Xics,
-            program: whole(|_| {}),
-            classes: vec![("reset", |pic| {
-                let masked = |s: &_| {
-                    matches!(
-                        s,
-                        super::super::pic::Ics {
-                            priority: 0xff,
-                            status: 0,
-                            ..
-                        }
-                    )
-                };
-                pic.xics().icps.iter().all(|icp| icp.xirr == 0)
-                    && pic.xics().sources.iter().all(masked)
+        new(
+            "xics: a source presented, others behind it",
+            |program| whole(program, refused),
+            refused_classes(),
+        ),
+        new(
+            "xics: the same, with gaps between the server numbers",
+            |program| whole(program, refused),
+            refused_classes(),
+        )
+        .with_gaps(),
+        new(
+            "xics: displaced by an IPI and by a source",
+            |program| whole(program, displaced),
+            displaced_classes(),
+        ),
+        new(
+            "xics: in service, and again",
+            |program| whole(program, in_service),
+            in_service_classes(),
+        ),
+        new(
+            "xics: an MSI that was freed",
+            |program| {
+                whole(program, |program| {
+                    refused(program);
+                    program.on(0).free_msi(MSI_SLOTS[0]);
+                });
+            },
+            vec![("freed", |pic| {
+                pic.xics().sources.iter().all(|s| s.lisn != MSI)
             })],
-        },
+        ),
+        new(
+            "xics: never used",
+            |program| whole(program, |_| {}),
+            vec![("reset", is_reset)],
+        ),
     ]
 }
 
-fn whole(pend: fn(&mut Program)) -> Program {
-    let mut program = Program::default();
-    set_up_devices(&mut program);
+/// Interrupts are pending, and taken after the save.
+fn whole(program: &mut Program, pend: fn(&mut Program)) {
     program.start_cpu(1);
-    pend(&mut program);
+    pend(program);
     program.save_here();
-    take(&mut program);
-    program
+    take(program);
+}
+
+/// As after reset.
+pub fn is_reset(pic: &Pic) -> bool {
+    let Xics { icps, sources } = pic.xics();
+    let idle = |icp: &Icp| (icp.xirr, icp.pending, icp.mfrr) == (0, 0xff, 0xff);
+    icps.iter().all(idle) && sources.iter().all(|s| (s.priority, s.status) == (0xff, 0))
 }
 
 /// vCPU 0 has a source presented, vCPU 1 one in service and a more favoured one presented.
@@ -221,7 +228,7 @@ fn source(pic: &Pic, lisn: u32) -> (u8, u8) {
 pub fn take(program: &mut Program) {
     let sources = || (VSCSI..VSCSI + 6).chain(LINE..LINE + 4).chain(MSI..MSI + 2);
     for cpu in 0..2 {
-        program.on(cpu).poll(cpu as u64).accept_and_end(3);
+        program.on(cpu).poll(cpu).accept_and_end(3);
     }
     for lisn in sources() {
         program.get_xive(lisn);
@@ -231,7 +238,7 @@ pub fn take(program: &mut Program) {
     }
     for cpu in 0..2 {
         program.on(cpu).cppr(OPEN).accept_and_end(6);
-        program.ipi(cpu as u64, 0xff).cppr(OPEN).accept_and_end(6);
+        program.ipi(cpu, 0xff).cppr(OPEN).accept_and_end(6);
     }
     for lisn in sources() {
         program.int_on(lisn).accept_and_end(2).get_xive(lisn);

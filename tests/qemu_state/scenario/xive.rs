@@ -4,15 +4,15 @@ use papr_intc_protocol::layout::IcMode;
 
 use super::super::op::{LINE, MSI, MSI_SLOTS, Program, VSCSI, esb, queue_page};
 use super::super::pic::{Eas, Pic};
-use super::{Class, Scenario, set_up_devices};
+use super::{Class, Scenario};
 
 /// Byte 23 of option vector 5 that asks for XIVE.
 pub const ASK_XIVE: u8 = 0x40;
 const OPEN: u64 = 0xff;
 /// IPI sources of the two vCPUs.
 const IPI: u32 = 0;
-/// What the queues are: server, priority, size as a power of two, whether every event notifies.
-const QUEUES: [(u64, u64, u64, bool); 7] = [
+/// What the queues are: vCPU, priority, size as a power of two, whether every event notifies.
+const QUEUES: [(usize, u64, u64, bool); 7] = [
     (0, 2, 12, true),
     (0, 5, 12, true),
     (0, 6, 16, true),
@@ -23,53 +23,78 @@ const QUEUES: [(u64, u64, u64, bool); 7] = [
 ];
 
 pub fn all() -> Vec<Scenario> {
+    let new = |name, program, classes| Scenario::new(name, IcMode::Xive, program, classes);
     vec![
-        Scenario {
-            name: "xive: presented, queued, blocked, masked",
-            mode: IcMode::Xive,
-            program: whole(pending),
-            classes: pending_classes(),
-        },
-        Scenario {
-            name: "xive: in service, and a more favoured one presented",
-            mode: IcMode::Xive,
-            program: whole(in_service),
-            classes: in_service_classes(),
-        },
-        Scenario {
-            name: "xive: never used",
-            mode: IcMode::Xive,
-            program: whole(|_| {}),
-            classes: vec![("reset", |pic| {
-                pic.xive().sources.iter().all(|s| s.masked && s.pq == 1)
+        new(
+            "xive: presented, queued, blocked, masked",
+            |program| whole(program, pending),
+            pending_classes(),
+        ),
+        new(
+            "xive: the same, with gaps between the server numbers",
+            |program| whole(program, pending),
+            pending_classes(),
+        )
+        .with_gaps(),
+        new(
+            "xive: in service, and a more favoured one presented",
+            |program| whole(program, in_service),
+            in_service_classes(),
+        ),
+        new(
+            "xive: an MSI that was freed",
+            |program| {
+                whole(program, |program| {
+                    pending(program);
+                    program.on(0).free_msi(MSI_SLOTS[0]);
+                });
+            },
+            vec![("freed", |pic| {
+                pic.xive().sources.iter().all(|s| s.lisn != MSI)
             })],
-        },
+        ),
+        new(
+            "xive: never used",
+            |program| whole(program, |_| {}),
+            vec![("reset", is_reset)],
+        ),
+        new(
+            "xive: before CAS",
+            |program| {
+                program.save_here();
+                program.on(0).tima_ring().esb(VSCSI, esb::GET);
+            },
+            vec![("reset", is_reset)],
+        ),
     ]
 }
 
-fn whole(pend: fn(&mut Program)) -> Program {
-    let mut program = Program::default();
-    set_up_devices(&mut program);
+/// Interrupts are pending, and taken after the save.
+fn whole(program: &mut Program, pend: fn(&mut Program)) {
     program.cas(ASK_XIVE).start_cpu(1);
-    set_up_queues(&mut program);
-    pend(&mut program);
+    set_up_queues(program);
+    pend(program);
     program.save_here();
-    take(&mut program);
-    program
+    take(program);
 }
 
+fn is_reset(pic: &Pic) -> bool {
+    pic.xive().sources.iter().all(|s| s.masked && s.pq == 1)
+}
+
+/// The queues of [`QUEUES`].
 pub fn set_up_queues(program: &mut Program) {
     program.on(0);
-    for (server, priority, shift, always) in QUEUES {
-        program.queue(server, priority, shift, always);
+    for (cpu, priority, shift, always) in QUEUES {
+        program.queue(cpu, priority, shift, always);
     }
 }
 
 /// A source that is routed and on.
-fn on(program: &mut Program, lisn: u32, server: u64, priority: u64) -> &mut Program {
+fn on(program: &mut Program, lisn: u32, cpu: usize, priority: u64) -> &mut Program {
     program
         .on(0)
-        .route(lisn, server, priority)
+        .route(lisn, cpu, priority)
         .esb(lisn, esb::SET_00)
 }
 
@@ -119,14 +144,14 @@ pub fn pending_classes() -> Vec<Class> {
             ring(pic, 0) == (0x80, 0xff, 0x06, 5)
         }),
         ("queued in an EQ", |pic| {
-            let queue = pic.xive().queue(0, 6).unwrap();
+            let queue = pic.xive().queue(queue_page(0, 6)).unwrap();
             let last: Vec<u32> = queue.recent.iter().rev().skip(1).copied().collect();
             queue.index == 4
                 && queue.generation == 1
                 && last[1..4] == [0x8000_1200, 0x8000_0000, 0x8000_1102]
         }),
         ("an EQ that wrapped", |pic| {
-            let queue = pic.xive().queue(1, 6).unwrap();
+            let queue = pic.xive().queue(queue_page(1, 6)).unwrap();
             (queue.index, queue.entries, queue.generation) == (8, 1024, 0)
         }),
         ("pending again in the source", |pic| {
@@ -212,9 +237,9 @@ pub fn take(program: &mut Program) {
             }
         }
         program.on(0);
-        for (server, priority, ..) in QUEUES {
-            program.get_queue(server, priority);
-            (0..9).for_each(|n| _ = program.load(queue_page(server, priority) + 4 * n, 4));
+        for (cpu, priority, ..) in QUEUES {
+            program.get_queue(cpu, priority);
+            (0..9).for_each(|n| _ = program.load(queue_page(cpu, priority) + 4 * n, 4));
         }
     };
     acknowledge(program);
