@@ -225,6 +225,10 @@ impl Program {
         self.hcall(H_XIRR, &[])
     }
 
+    pub fn end(&mut self, xirr: u64) -> &mut Self {
+        self.hcall(H_EOI, &[xirr])
+    }
+
     pub fn accept_and_end(&mut self, times: usize) -> &mut Self {
         for _ in 0..times {
             self.add(Op::AcceptAndEnd);
@@ -269,6 +273,12 @@ impl Program {
         self.hcall(H_INT_SET_QUEUE_CONFIG, &args)
     }
 
+    /// The queue is there no more.
+    pub fn drop_queue(&mut self, cpu: usize, priority: u64) -> &mut Self {
+        let server = self.server(cpu).into();
+        self.hcall(H_INT_SET_QUEUE_CONFIG, &[0, server, priority, 0, 0])
+    }
+
     /// Address, size, generation and index of a queue.
     pub fn get_queue(&mut self, cpu: usize, priority: u64) -> &mut Self {
         let server = self.server(cpu).into();
@@ -295,6 +305,11 @@ impl Program {
     /// Acknowledge; outcome: NSR and the new CPPR.
     pub fn tima_ack(&mut self) -> &mut Self {
         self.load(TIMA_ACK, 2)
+    }
+
+    /// Store four bytes, of which CPPR is one; nothing is looked at anew.
+    pub fn tima_raw_cppr(&mut self, cppr: u64) -> &mut Self {
+        self.store(TIMA + 0x10, 4, cppr << 16)
     }
 
     /// Have an interrupt of this priority pending without any source.

@@ -96,6 +96,24 @@ impl Pic {
         }
     }
 
+    /// Panics with the lines that differ.
+    pub fn assert_same(&self, expected: &Self, what: &str) {
+        let [got, wanted] = [self, expected].map(Self::to_string);
+        let not_in = |other: &str, sign, line: &str| {
+            let missing = !other.lines().any(|l| l == line);
+            missing.then(|| format!("{sign} {line}"))
+        };
+        let less = wanted.lines().filter_map(|line| not_in(&got, '-', line));
+        let more = got.lines().filter_map(|line| not_in(&wanted, '+', line));
+        let differences: Vec<String> = less.chain(more).collect();
+        let is_same = self == expected;
+        assert!(
+            is_same,
+            "{what}: not as expected:\n{}",
+            differences.join("\n")
+        );
+    }
+
     /// Without the queues' entries, which are the RAM's and not the controller's.
     pub fn without_entries(mut self) -> Self {
         if let Self::Xive(xive) = &mut self {

@@ -21,8 +21,10 @@ pub struct Scenario {
     pub program: fn(&mut Program),
     /// All of them are shown when the guest is saved.
     pub classes: Vec<Class>,
-    /// What is said when its stream is converted to our state.
-    pub notes: &'static [&'static str],
+    /// Its stream becomes our state without a word, and comes out again as it was.
+    pub exact: bool,
+    /// What QEMU makes of it when it loads it.
+    pub on_load: fn(&mut Pic),
 }
 
 impl Scenario {
@@ -37,7 +39,8 @@ impl Scenario {
             shape: Shape { mode, vsmt: 1 },
             program,
             classes,
-            notes: &[],
+            exact: true,
+            on_load: |_| {},
         }
     }
 

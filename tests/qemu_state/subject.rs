@@ -40,9 +40,16 @@ impl Subject {
         self.scenario.shape
     }
 
-    /// What is said when its stream is converted.
-    pub fn notes(&self) -> &'static [&'static str] {
-        self.scenario.notes
+    /// Nothing may be lost between its stream and our state.
+    pub fn is_exact(&self) -> bool {
+        self.scenario.exact
+    }
+
+    /// Shows a loaded guest that was saved with this state.
+    pub fn assert_loaded(&self, qemu: &mut Qemu, saved: &Pic) {
+        let mut expected = saved.clone();
+        (self.scenario.on_load)(&mut expected);
+        self.pic(qemu).assert_same(&expected, self.name());
     }
 
     /// Makes the state, shows it, saves it, and goes on where it stands.

@@ -2,7 +2,7 @@
 
 use papr_intc_protocol::layout::IcMode;
 
-use super::super::op::Program;
+use super::super::op::{LINE, Program};
 use super::{Scenario, xics, xive};
 
 pub fn all() -> Vec<Scenario> {
@@ -27,6 +27,17 @@ pub fn all() -> Vec<Scenario> {
             |program| with_xics(program.on(0).cas(0)),
             xics::refused_classes(),
         ),
+        // What XICS remembers of levels is as old as the choice.
+        Scenario {
+            exact: false,
+            ..new(
+                "dual: XIVE chosen while lines were high",
+                with_lines,
+                vec![("a level that XIVE does not know", |pic| {
+                    !pic.xive().source(LINE).asserted
+                })],
+            )
+        },
         new(left_behind, with_xive, xive::pending_classes()),
         new(
             "dual: the same, with gaps between the server numbers",
@@ -49,6 +60,14 @@ fn with_xive(program: &mut Program) {
     program.cas(xive::ASK_XIVE).start_cpu(1);
     xive::set_up_queues(program);
     xive::pending(program);
+    program.save_here();
+    xive::take(program);
+}
+
+fn with_lines(program: &mut Program) {
+    program.on(0).set_xive(LINE, 0, 6).raise(0).raise(1);
+    program.cas(xive::ASK_XIVE).start_cpu(1).lower(1);
+    xive::set_up_queues(program);
     program.save_here();
     xive::take(program);
 }

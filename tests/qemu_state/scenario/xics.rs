@@ -35,6 +35,19 @@ pub fn all() -> Vec<Scenario> {
             in_service_classes(),
         ),
         new(
+            "xics: presented, although the cause has gone",
+            |program| whole(program, outlived),
+            outlived_classes(),
+        ),
+        Scenario {
+            on_load: forget_rejected,
+            ..new(
+                "xics: rejected, then masked",
+                |program| whole(program, masked_late),
+                masked_late_classes(),
+            )
+        },
+        new(
             "xics: an MSI that was freed",
             |program| {
                 whole(program, |program| {
@@ -195,6 +208,66 @@ fn in_service_classes() -> Vec<Class> {
             source(pic, LINE) == (4, ASSERTED)
         }),
     ]
+}
+
+/// vCPU 0 is presented an IPI that was withdrawn; vCPU 1 a source that was moved, and
+/// more than its CPPR allows since a wrong H_EOI.
+fn outlived(program: &mut Program) {
+    program.on(0).cppr(OPEN).ipi(0, 4).ipi(0, 0xff);
+    program.set_xive(VSCSI, 1, 5).set_xive(LINE, 1, 6);
+    program.on(1).cppr(OPEN);
+    program.on(0).raise(0).lower(0).pulse_vscsi(0);
+    program
+        .set_xive(VSCSI, 0, 3)
+        .pulse_vscsi(0)
+        .set_xive(VSCSI + 1, 0, 2)
+        .pulse_vscsi(1)
+        .set_xive(VSCSI + 1, 0, 0xff);
+    program.on(1).ipi(1, 5).end(0x0300_0000);
+}
+
+fn outlived_classes() -> Vec<Class> {
+    vec![
+        ("presented, masked since", |pic| {
+            icp(pic, 0) == (0xff00_1102, 2, 0xff) && source(pic, VSCSI + 1).0 == 0xff
+        }),
+        ("presented, moved and pending once more", |pic| {
+            pic.xics().icps[1].xirr & 0xff_ffff == VSCSI && source(pic, VSCSI) == (3, REJECTED)
+        }),
+        ("presented, CPPR closed since; MFRR ties", |pic| {
+            icp(pic, 1) == (0x0300_1101, 5, 5)
+        }),
+        ("a level that went away", |pic| source(pic, LINE) == (6, 0)),
+    ]
+}
+
+/// Two sources that a closed vCPU refused, masked since; one of them was triggered once more.
+fn masked_late(program: &mut Program) {
+    program.on(0);
+    for n in 0..2 {
+        program.set_xive(VSCSI + n, 0, 5).pulse_vscsi(n);
+        program.set_xive(VSCSI + n, 0, 0xff);
+    }
+    program.pulse_vscsi(1);
+}
+
+fn masked_late_classes() -> Vec<Class> {
+    vec![
+        ("rejected, masked since", |pic| {
+            source(pic, VSCSI) == (0xff, REJECTED)
+        }),
+        ("rejected, masked since, masked pending", |pic| {
+            source(pic, VSCSI + 1) == (0xff, REJECTED | MASKED_PENDING)
+        }),
+    ]
+}
+
+/// QEMU tries every rejected source when it has loaded, and forgets those that are masked.
+fn forget_rejected(pic: &mut Pic) {
+    if let Pic::Xics(xics) = pic {
+        let masked = xics.sources.iter_mut().filter(|s| s.priority == 0xff);
+        masked.for_each(|source| source.status &= !REJECTED);
+    }
 }
 
 /// What a guest with one vCPU leaves when it chooses XIVE: nothing that XICS presents, for the vCPU has one line for both.

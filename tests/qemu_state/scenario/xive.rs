@@ -42,6 +42,11 @@ pub fn all() -> Vec<Scenario> {
             in_service_classes(),
         ),
         new(
+            "xive: what guests should not do",
+            |program| whole(program, odd),
+            odd_classes(),
+        ),
+        new(
             "xive: an MSI that was freed",
             |program| {
                 whole(program, |program| {
@@ -202,6 +207,44 @@ fn in_service_classes() -> Vec<Class> {
         }),
         ("a level that went away in service", |pic| {
             line(pic, 0) == (false, 2)
+        }),
+    ]
+}
+
+/// vCPU 0 closes after something was presented; vCPU 1 has a CPPR that is no priority. A queue is dropped under its
+/// source, a number that nobody claimed is triggered, a line is stored to.
+fn odd(program: &mut Program) {
+    program.on(0).tima_cppr(OPEN);
+    on(program, VSCSI, 0, 5).pulse_vscsi(0);
+    program.on(0).tima_cppr(2);
+    on(program, VSCSI + 1, 1, 3).pulse_vscsi(1);
+    program.on(1).tima_raw_cppr(0x5a);
+    on(program, VSCSI + 2, 0, 6)
+        .pulse_vscsi(2)
+        .drop_queue(0, 6)
+        .pulse_vscsi(2);
+    program
+        .on(0)
+        .esb(MSI + 0x100, esb::SET_00)
+        .trigger(MSI + 0x100)
+        .trigger(MSI + 0x100);
+    on(program, LINE, 0, 2).trigger(LINE).trigger(LINE);
+    on(program, VSCSI + 3, 1, 6).route(VSCSI + 3, 1, 0xff);
+}
+
+fn odd_classes() -> Vec<Class> {
+    vec![
+        ("presented, CPPR closed since", |pic| {
+            ring(pic, 0) == (0x80, 2, 0x26, 2)
+        }),
+        ("CPPR that is no priority", |pic| {
+            ring(pic, 1) == (0, 0x5a, 0x10, 3)
+        }),
+        ("pending, its queue dropped", |pic| {
+            source(pic, VSCSI + 2).queue.is_none() && source(pic, VSCSI + 2).pq == 3
+        }),
+        ("a line that was stored to", |pic| {
+            line(pic, 0) == (false, 3)
         }),
     ]
 }
