@@ -217,6 +217,15 @@ impl<M: QueueMemory + Clone> Control<M> {
         self.begin(Work::Quiesce, now + wait)
     }
 
+    /// State moves while the machine is quiesced. `false`: it will be, see [`Self::poll_barrier`]; RESUME
+    /// undoes it.
+    pub fn quiesce_for_state(&mut self, now: Instant) -> Result<bool, Refused> {
+        if self.core()?.depth() > 0 {
+            return Ok(true);
+        }
+        self.begin(Work::Quiesce, now + PATIENCE).map(|()| false)
+    }
+
     pub(super) fn resume(&mut self, resume: &Resume, now: Instant) -> Result<(), Refused> {
         let executor = match resume.executor {
             executor::KEEP => None,

@@ -268,8 +268,8 @@ impl<M: QueueMemory + Clone> Control<M> {
         Ok(StateWritten { total: have })
     }
 
-    /// All of a state takes effect, or nothing. `ticket` is that of the request, if a PAPR one asked.
-    pub fn load(&mut self, stream: &[u8], ticket: Option<Ticket>) -> Result<(), Refused> {
+    /// A state could be loaded now.
+    pub fn may_load(&self) -> Result<(), Refused> {
         let core = self.core()?;
         if core.depth() == 0 {
             return Err(Refused::NotQuiesced);
@@ -279,6 +279,13 @@ impl<M: QueueMemory + Clone> Control<M> {
                 "a state has been loaded already (STATE_ABORT)",
             ));
         }
+        Ok(())
+    }
+
+    /// All of a state takes effect, or nothing. `ticket` is that of the request, if a PAPR one asked.
+    pub fn load(&mut self, stream: &[u8], ticket: Option<Ticket>) -> Result<(), Refused> {
+        self.may_load()?;
+        let core = self.core()?;
         let state = State::decode(stream)?;
         core.accept(&state.head)?;
         let words = core.words();

@@ -22,6 +22,7 @@ use super::irqfds::Irqfds;
 use super::monitor::Monitor;
 use super::standard::{GuestRam, Standard, StandardError};
 use super::token::Token;
+use super::transfer::Transfer;
 use crate::control::{Control, Effect, Expected};
 use crate::log_limit::LogLimit;
 
@@ -81,7 +82,7 @@ pub(super) fn os(what: &'static str) -> impl FnOnce(Errno) -> ServerError {
 /// The server of one guest.
 pub struct EventLoop {
     /// Everything.
-    epoll: Epoll,
+    pub(super) epoll: Epoll,
     /// What is looked at even while a barrier is under way.
     pub(super) urgent: Epoll,
     signals: SignalFd,
@@ -96,6 +97,7 @@ pub struct EventLoop {
     irqfds: Irqfds,
     pub(super) monitor: Option<Monitor>,
     pub(super) held: Held,
+    pub(super) transfer: Option<Transfer>,
     /// Of lines about refused front-ends and barriers.
     pub(super) refusals: LogLimit,
     pub(super) ended: Option<Ended>,
@@ -128,6 +130,7 @@ impl EventLoop {
             control,
             irqfds: Irqfds::default(),
             held: Held::default(),
+            transfer: None,
             refusals: LogLimit::new(Instant::now()),
             monitor: None,
             ended: None,
@@ -176,7 +179,7 @@ impl EventLoop {
 
     /// Closing a descriptor is not enough: epoll watches the open file description, which the VMM may
     /// hold too, and a hang-up would wake us for ever.
-    fn unwatch(&self, fd: impl AsFd, token: Token) {
+    pub(super) fn unwatch(&self, fd: impl AsFd, token: Token) {
         let mut done = self.epoll.delete(&fd);
         if is_urgent(token) {
             done = done.and(self.urgent.delete(&fd));
@@ -239,6 +242,7 @@ impl EventLoop {
             Token::Listener => self.accept()?,
             Token::Main => self.serve_main()?,
             Token::Monitor => self.serve_monitor(),
+            Token::Transfer => self.go_on_with_transfer(),
             Token::Channel(server) => self.serve_channel(server)?,
             Token::Irqfd(n) => {
                 if let Some((item, take)) = self.irqfds.find(n) {
@@ -282,6 +286,7 @@ impl EventLoop {
             self.unwatch(&main.socket, Token::Main);
         }
         self.forget_held();
+        self.end_transfer();
         let servers: Vec<u32> = self.channels.keys().copied().collect();
         servers.into_iter().for_each(|s| self.forget_channel(s));
         let limit = match self.on_disconnect {

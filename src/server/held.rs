@@ -39,6 +39,10 @@ pub(super) enum Requester {
     },
     /// RESET_DEVICE, with the reply that it gets if all went well.
     Device(Served),
+    /// SET_DEVICE_STATE_FD, for which the machine is quiesced first.
+    State(RawMessage),
+    /// CHECK_DEVICE_STATE, which waits for the transfer; no longer than this.
+    Check(RawMessage, Instant),
 }
 
 /// A barrier that was read, and the channels that are served before it.
@@ -81,7 +85,14 @@ impl EventLoop {
     /// Goes on with what is held. `true`: threads of the VMM are waited for.
     pub(super) fn go_on(&mut self) -> Result<bool, ServerError> {
         while self.ended.is_none() {
-            if self.held.parked.is_some() {
+            if let Some(Requester::Check(_, until)) = self.held.parked {
+                if !self.transfer_is_over(until) {
+                    return Ok(true);
+                }
+                if let Some(Requester::Check(message, _)) = self.held.parked.take() {
+                    self.serve_check(message)?;
+                }
+            } else if self.held.parked.is_some() {
                 let Some(answer) = self.control.poll_barrier(Instant::now()) else {
                     return Ok(true);
                 };
@@ -131,7 +142,11 @@ impl EventLoop {
                     self.send_main(&reply)?;
                 }
             }
-            None => {}
+            Some(Requester::State(message)) => {
+                self.serve_transfer(message, answer.map(drop).map_err(|e| e.to_string()))?;
+            }
+            // Not a barrier's.
+            Some(Requester::Check(..)) | None => {}
         }
         self.after_request()
     }
@@ -172,6 +187,6 @@ impl EventLoop {
 pub(super) fn is_urgent(token: Token) -> bool {
     matches!(
         token,
-        Token::Signal | Token::Main | Token::Monitor | Token::Channel(WATCH)
+        Token::Signal | Token::Main | Token::Monitor | Token::Channel(WATCH) | Token::Transfer
     )
 }

@@ -6,6 +6,7 @@
 //! * [`socket`]: moves whole messages, with their descriptors, in and out of a stream socket.
 //! * [`standard`]: answers the standard vhost-user requests by an inner
 //!   `vhost_user_backend::VhostUserDaemon`.
+//! * `transfer`: device state over a descriptor of the front-end.
 //! * [`endpoint`]: an inherited descriptor.
 //! * [`identity`]: which daemon this is, before a single PAPR message.
 //!
@@ -23,3 +24,4 @@ mod serving;
 pub mod socket;
 pub mod standard;
 mod token;
+mod transfer;

@@ -12,7 +12,7 @@ use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
 use super::event_loop::{EventLoop, ServerError};
 use super::held::Requester;
 use super::socket::RawMessage;
-use super::standard::{StandardEvent, is_barrier};
+use super::standard::{StandardEvent, is_barrier, state_request};
 use crate::control::requests::Incoming;
 
 impl EventLoop {
@@ -152,6 +152,9 @@ impl EventLoop {
     }
 
     fn serve_standard(&mut self, message: RawMessage) -> Result<(), ServerError> {
+        if let Some(request) = state_request(message.request, &message.body) {
+            return self.serve_state(request, message);
+        }
         let mut served = self.standard.serve(message)?;
         let serving = self.control.phase() == wire::handshake::state::SERVING;
         // A machine reset, if there is a machine yet.

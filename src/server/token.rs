@@ -15,6 +15,8 @@ pub(super) enum Token {
     Monitor,
     /// An irqfd.
     Irqfd(u32),
+    /// The channel of device state.
+    Transfer,
 }
 
 impl Token {
@@ -25,6 +27,7 @@ impl Token {
             Self::Main => 2,
             Self::Channel(server) => 3 | u64::from(server) << 32,
             Self::Monitor => 5,
+            Self::Transfer => 6,
             Self::Irqfd(n) => 4 | u64::from(n) << 32,
         }
     }
@@ -38,6 +41,7 @@ impl Token {
             3 => Some(Self::Channel(index)),
             4 => Some(Self::Irqfd(index)),
             5 => Some(Self::Monitor),
+            6 => Some(Self::Transfer),
             _ => None,
         }
     }
@@ -55,6 +59,7 @@ mod tests {
             Listener,
             Main,
             Monitor,
+            Transfer,
             Channel(0),
             Channel(4095),
             Irqfd(u32::MAX),

@@ -63,6 +63,19 @@ pub(super) struct StdBackend {
     events: Mutex<Vec<StandardEvent>>,
     ram: GuestRam,
     log: Arc<DirtyLog>,
+    /// What is answered to the next request about device state.
+    verdict: Mutex<Result<(), String>>,
+    /// The channel of SET_DEVICE_STATE_FD, until the owner takes it.
+    channel: Mutex<Option<StateChannel>>,
+}
+
+/// Where device state goes, or comes from.
+#[derive(Debug)]
+pub struct StateChannel {
+    /// The state comes in; else it goes out.
+    pub loads: bool,
+    /// Our end.
+    pub file: File,
 }
 
 impl StdBackend {
@@ -73,7 +86,25 @@ impl StdBackend {
             events: Mutex::new(Vec::new()),
             ram: GuestRam::new(),
             log: Arc::new(DirtyLog::default()),
+            verdict: Mutex::new(Err("nobody was asked".to_owned())),
+            channel: Mutex::default(),
         }
+    }
+
+    pub(super) fn set_verdict(&self, verdict: Result<(), String>) {
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
+    }
+
+    fn verdict(&self) -> io::Result<()> {
+        let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        verdict.clone().map_err(io::Error::other)
+    }
+
+    pub(super) fn take_channel(&self) -> Option<StateChannel> {
+        self.channel
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     pub(super) fn ram(&self) -> &GuestRam {
@@ -190,21 +221,21 @@ impl VhostUserBackend for StdBackend {
 
     fn set_device_state_fd(
         &self,
-        _direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        _file: File,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
     ) -> io::Result<Option<File>> {
-        Err(no_migration())
+        self.verdict()?;
+        if phase != VhostTransferStatePhase::STOPPED {
+            return Err(io::Error::other("state moves while the device is stopped"));
+        }
+        let loads = direction == VhostTransferStateDirection::LOAD;
+        let channel = StateChannel { loads, file };
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
+        Ok(None)
     }
 
     fn check_device_state(&self) -> io::Result<()> {
-        Err(no_migration())
+        self.verdict()
     }
-}
-
-fn no_migration() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        "state transfer is not supported yet",
-    )
 }

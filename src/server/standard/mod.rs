@@ -33,11 +33,11 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, VhostUserProtocolFeatures};
 
 pub use self::backend::{
-    FEATURE_PAPR_MESSAGES, FEATURES, IDENTITY_LEN, PROTOCOL_FEATURES, StandardEvent,
+    FEATURE_PAPR_MESSAGES, FEATURES, IDENTITY_LEN, PROTOCOL_FEATURES, StandardEvent, StateChannel,
 };
 pub use self::guest_ram::GuestRam;
 pub use self::inner::StandardError;
-pub use self::request::is_barrier;
+pub use self::request::{StateRequest, is_barrier, state_request};
 
 use self::backend::StdBackend;
 use self::inner::Inner;
@@ -140,6 +140,23 @@ impl Standard {
         self.inner.renew(&self.backend)?;
         self.backend.forget_vmm();
         self.negotiate()
+    }
+
+    /// Serves SET_DEVICE_STATE_FD or CHECK_DEVICE_STATE, to which the machine has this answer. The channel that
+    /// came with it, if the answer is yes.
+    ///
+    /// # Errors
+    /// As [`Self::serve`].
+    pub fn serve_state(
+        &mut self,
+        message: RawMessage,
+        verdict: Result<(), String>,
+    ) -> Result<(Served, Option<StateChannel>), StandardError> {
+        self.backend.set_verdict(verdict);
+        let served = self.serve(message);
+        self.backend.set_verdict(Err("nobody was asked".to_owned()));
+        let channel = self.backend.take_channel();
+        served.map(|served| (served, channel))
     }
 
     /// Serves one request with a standard code. When it returns, the request has taken effect or been refused; what it

@@ -53,7 +53,34 @@ pub fn is_barrier(request: u32) -> bool {
     matches!(
         R::try_from(request),
         Ok(R::SET_MEM_TABLE | R::ADD_MEM_REG | R::REM_MEM_REG | R::RESET_DEVICE)
+            | Ok(R::SET_DEVICE_STATE_FD | R::CHECK_DEVICE_STATE)
     )
+}
+
+/// A request about device state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateRequest {
+    /// SET_DEVICE_STATE_FD; the state goes out.
+    Save,
+    /// SET_DEVICE_STATE_FD; it comes in.
+    Load,
+    /// CHECK_DEVICE_STATE.
+    Check,
+}
+
+/// Which request about device state this is, if it is one.
+#[must_use]
+pub fn state_request(request: u32, body: &[u8]) -> Option<StateRequest> {
+    use FrontendReq as R;
+    let direction = body
+        .first_chunk()
+        .map_or(0, |word| u32::from_ne_bytes(*word));
+    match R::try_from(request) {
+        Ok(R::SET_DEVICE_STATE_FD) if direction == 1 => Some(StateRequest::Load),
+        Ok(R::SET_DEVICE_STATE_FD) => Some(StateRequest::Save),
+        Ok(R::CHECK_DEVICE_STATE) => Some(StateRequest::Check),
+        _ => None,
+    }
 }
 
 /// The body that says no to a request which is always answered. `body` is the request's. None: the sender does not wait.
