@@ -12,8 +12,8 @@ use papr_intc_protocol::state::stream::{MAGIC, MAX_STREAM, Sections, StreamError
 use super::qemu::{self, stream::Stream};
 use super::{ConvertError, Notes, kvm, refused};
 
-/// Longest JSON document: 2^20 sources of less than 64 bytes.
-const MAX_DOCUMENT: u64 = 64 << 20;
+/// Longest JSON document; a pseries machine's has less than 2 MiB.
+const MAX_DOCUMENT: u64 = 16 << 20;
 
 /// Whose state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,8 +106,8 @@ pub fn load(
             .and_then(|stream| qemu::read(&stream, options, &mut notes))
             .map(|state| Content::State(Box::new(state))),
         Format::Kvm => {
-            let text = whole(&mut file, MAX_DOCUMENT).map_err(io)?;
-            kvm::document::read(&text).map(|state| Content::State(Box::new(state)))
+            let text = whole(&mut file, MAX_DOCUMENT + 1).map_err(io)?;
+            document(&text).map(|state| Content::State(Box::new(state)))
         }
     };
     Ok(Found {
@@ -143,6 +143,13 @@ fn ours(bytes: &[u8]) -> Result<Content, StreamError> {
     } else {
         Ok(Content::State(Box::new(State::decode(bytes)?)))
     }
+}
+
+fn document(text: &[u8]) -> Result<State, ConvertError> {
+    if text.len() as u64 > MAX_DOCUMENT {
+        return Err(refused("JSON", format!("it has more than {MAX_DOCUMENT} bytes")));
+    }
+    kvm::document::read(text)
 }
 
 /// A state as a file. QEMU's cannot be made of a state alone.

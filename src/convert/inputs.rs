@@ -87,3 +87,115 @@ fn trigger_xive(state: &mut State, lisn: u32) -> Result<(), ConvertError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+    use papr_intc_protocol::state::model::{Claims, End, Head};
+
+    use super::*;
+
+    const MSI: u32 = 0x1300;
+    const LSI: u32 = 0x1200;
+
+    fn machine(active: Mode, input: Input) -> State {
+        let machine = Machine::pseries(IcMode::Dual, Compat::Papr1, 1);
+        let head = Head {
+            active,
+            servers: vec![0],
+            ..Head::new("a test", machine)
+        };
+        let mut state = State::reset(head);
+        for (first, kind) in [(LSI, Kind::Lsi), (MSI, Kind::Msi)] {
+            let count = 1;
+            state.claims.push(Claims { first, count, kind });
+        }
+        state.inputs.push(input);
+        state
+    }
+
+    fn latched(lisn: u32) -> Input {
+        Input {
+            lisn,
+            latched: true,
+            ..Input::default()
+        }
+    }
+
+    fn settled(state: &State) -> (State, usize) {
+        let mut notes = Notes::default();
+        let settled = settle(state, &mut notes).unwrap();
+        (settled, notes.0.len())
+    }
+
+    #[test]
+    fn levels_become_the_vmms() {
+        for (level_vmm, level_irqfd, resample_due, levels, notes) in [
+            (true, false, false, 1, 0),
+            (true, true, false, 1, 0),
+            (false, true, false, 1, 1),
+            (false, false, true, 0, 1),
+            (false, true, true, 1, 2),
+        ] {
+            let input = Input {
+                lisn: LSI,
+                level_vmm,
+                level_irqfd,
+                latched: false,
+                resample_due,
+            };
+            let (state, said) = settled(&machine(Mode::Xics, input));
+            assert_eq!((state.inputs.len(), said), (levels, notes), "{input:?}");
+            assert!(state.inputs.iter().all(|i| i.level_vmm && !i.level_irqfd));
+        }
+    }
+
+    #[test]
+    fn a_latched_msi_waits_in_its_xics_source() {
+        let mut state = machine(Mode::Xics, latched(MSI));
+        let (masked, notes) = settled(&state);
+        assert!(masked.xics.sources[0].masked_pending && notes == 1);
+        let (priority, saved) = (5, 5);
+        state.xics.sources.push(XicsSource {
+            priority,
+            saved,
+            ..XicsSource::reset(MSI)
+        });
+        let (open, _) = settled(&state);
+        assert!(open.xics.sources[0].rejected && !open.xics.sources[0].masked_pending);
+    }
+
+    #[test]
+    fn a_latched_event_of_xive_moves_pq_as_a_trigger_does() {
+        for (pq, masked, after) in [
+            (0, true, Some(2)),
+            (0, false, None),
+            (1, false, Some(1)),
+            (2, false, Some(3)),
+            (3, false, Some(3)),
+        ] {
+            let mut state = machine(Mode::Xive, latched(MSI));
+            state.xive.sources.push(XiveSource {
+                lisn: MSI,
+                pq,
+                masked,
+                end: 6,
+                eisn: 1,
+            });
+            state.xive.ends.push(End {
+                end: 6,
+                address: 0,
+                size: 16,
+                always_notify: true,
+                generation: true,
+                index: 0,
+                esn: 0,
+            });
+            let moved = settle(&state, &mut Notes::default()).ok();
+            assert_eq!(moved.map(|s| s.xive.sources[0].pq), after, "{pq} {masked}");
+        }
+        // As after reset the source is off.
+        let off = machine(Mode::Xive, latched(MSI));
+        assert_eq!(settled(&off).0.xive, off.xive);
+    }
+}

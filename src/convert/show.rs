@@ -37,7 +37,7 @@ pub fn head(head: &Head, from: &str) -> String {
         &mut out,
         "machine",
         format!(
-            "ic-mode {}, level {}, {:#x} sources (XICS from {:#x}), {} servers",
+            "ic-mode {}, level {}, {:#x} sources (XICS from {:#x}), server numbers below {}",
             ic_mode_name(m.ic_mode),
             level_name(m.compat),
             m.sources,
@@ -70,12 +70,17 @@ pub fn state(state: &State, from: &str) -> String {
         let of_kind = state.claims.iter().filter(|run| run.kind == kind);
         of_kind.map(|run| run.count).sum()
     };
+    let ipis = match state.head.machine.ic_mode.has_xive() {
+        true => state.head.machine.servers,
+        false => 0,
+    };
     row(
         &mut out,
         "claims",
         format!(
-            "{} edge (IPIs with it), {} level, {} MSIs",
+            "{} edge ({} of them IPIs), {} level, {} MSIs",
             count(Kind::Edge),
+            ipis,
             count(Kind::Lsi),
             count(Kind::Msi)
         ),

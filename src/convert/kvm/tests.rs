@@ -160,12 +160,12 @@ fn what_kvm_has_queued_is_still_to_come() {
         let (mut xics, _) = xics_of(&on(Mode::Xics));
         xics.sources.insert(0x1300, bits);
         let state = import(&Attributes::Xics(xics), on(Mode::Xics)).unwrap();
-        let found = state
-            .xics
-            .sources
-            .iter()
-            .map(|s| (s.rejected, s.masked_pending));
-        assert_eq!(found.last(), Some((rejected, masked_pending)), "{bits:#x}");
+        let source = state.xics.sources.last().unwrap();
+        assert_eq!(
+            (source.rejected, source.masked_pending),
+            (rejected, masked_pending),
+            "{bits:#x}"
+        );
     }
 }
 

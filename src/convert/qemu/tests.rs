@@ -410,7 +410,8 @@ fn a_state_goes_only_into_a_stream_of_its_machine() {
         done.unwrap_err().to_string()
     };
     let last = *state.head.servers.last().unwrap();
-    let cases: &[(&str, &dyn Fn(&mut State))] = &[
+    type Change<'a> = &'a dyn Fn(&mut State);
+    let cases: &[(&str, Change)] = &[
         ("machine: hv_prio is 6 here and 7 there", &|s| {
             s.head.machine.hv_prio = 6
         }),
