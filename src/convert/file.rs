@@ -147,7 +147,10 @@ fn ours(bytes: &[u8]) -> Result<Content, StreamError> {
 
 fn document(text: &[u8]) -> Result<State, ConvertError> {
     if text.len() as u64 > MAX_DOCUMENT {
-        return Err(refused("JSON", format!("it has more than {MAX_DOCUMENT} bytes")));
+        return Err(refused(
+            "JSON",
+            format!("it has more than {MAX_DOCUMENT} bytes"),
+        ));
     }
     kvm::document::read(text)
 }

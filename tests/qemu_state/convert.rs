@@ -43,6 +43,19 @@ pub fn to_qemu(state: &State, into: &Path, out: &Path, shape: Shape) {
     assert_eq!(notes, Vec::<String>::new());
 }
 
+/// What `papr-intc state show --json` says of either.
+pub fn show(file: &Path, shape: Shape) -> String {
+    let [servers, vsmt] = [shape.servers(), shape.vsmt].map(|n| n.to_string());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_papr-intc"));
+    command
+        .args(["state", "show", "--json"])
+        .args(["--servers", &servers, "--vsmt", &vsmt])
+        .arg(file);
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
 /// Runs a conversion; the lines it says.
 fn convert(command: &mut Command) -> Vec<String> {
     let done = command.output().unwrap();

@@ -19,10 +19,11 @@ mod subject;
 
 use std::fs;
 
+use papr_intc_frontend::Executor;
 use papr_intc_protocol::state::State;
 
 use ours::Ours;
-use subject::subjects;
+use subject::{Saved, Subject, subjects};
 
 #[test]
 #[ignore = "needs qemu-system-ppc64: tests/qemu/state"]
@@ -41,6 +42,10 @@ fn a_stream_becomes_the_state_that_the_monitor_shows() {
     for subject in subjects() {
         let saved = subject.save();
         let (state, notes) = convert::from_qemu(&saved.stream, subject.shape());
+        let shows = |file| convert::show(file, subject.shape());
+        let out = saved.folder.path().join("state");
+        fs::write(&out, state.encode().unwrap()).unwrap();
+        assert_eq!(shows(&saved.stream), shows(&out), "{}", subject.name());
         assert!(notes.is_empty() || !subject.is_exact(), "{notes:?}");
         let shown = neutral::shown(&state, |gpa| saved.word(gpa));
         shown.assert_same(&saved.pic, subject.name());
@@ -86,29 +91,34 @@ fn a_guest_of_qemus_goes_on_under_our_daemon_and_returns() {
         let (name, shape) = (subject.name(), subject.shape());
         let saved = subject.save();
         let (state, _) = convert::from_qemu(&saved.stream, shape);
-        let ours = Ours::start(shape, &saved.queues);
-        ours.load(&state.encode().unwrap());
-        let moved = State::decode(&ours.save()).unwrap();
-        assert_eq!((&moved.xics, &moved.xive), (&state.xics, &state.xive));
-        assert_eq!(
-            (&moved.claims, &moved.inputs),
-            (&state.claims, &state.inputs)
-        );
-        let shown = neutral::shown(&moved, |gpa| ours.word(gpa));
-        shown.assert_same(&saved.pic, name);
-        for (cpu, vcpu) in ours.vcpus.iter().enumerate() {
-            assert_eq!(vcpu.pending(), saved.pic.line(cpu), "{name}: vCPU {cpu}");
-        }
+        for executor in [Executor::FrontEnd, Executor::Daemon] {
+            let ours = Ours::start(shape, &saved.queues, executor);
+            ours.load(&state);
+            arrived(&subject, &saved, &state, &ours);
+            // It goes on as it did on QEMU, to the same end.
+            subject.assert_same_as_ours(&saved.after, &ours);
+            let moved = ours.save();
+            let shown = neutral::shown(&moved, |gpa| ours.word(gpa));
+            shown.assert_same(&saved.pic_after, name);
 
-        // It goes on as it did on QEMU, to the same end.
-        subject.assert_same_as_ours(&saved.after, &ours);
-        let moved = State::decode(&ours.save()).unwrap();
-        let shown = neutral::shown(&moved, |gpa| ours.word(gpa));
-        shown.assert_same(&saved.pic_after, name);
-        let back = saved.folder.path().join("back");
-        convert::to_qemu(&moved, &saved.stream, &back, shape);
-        let returned = subject.pic(&mut subject.load(&back).unwrap());
-        let returned = returned.without_entries();
-        returned.assert_same(&shown.without_entries(), name);
+            let back = saved.folder.path().join("back");
+            convert::to_qemu(&moved, &saved.stream, &back, shape);
+            let returned = subject.pic(&mut subject.load(&back).unwrap());
+            let returned = returned.without_entries();
+            returned.assert_same(&shown.without_entries(), name);
+        }
+    }
+}
+
+/// All of a state is on our side, and shows what QEMU showed; lines are as it asks.
+fn arrived(subject: &Subject, saved: &Saved, state: &State, ours: &Ours) {
+    let here = ours.save();
+    assert_eq!((&here.xics, &here.xive), (&state.xics, &state.xive));
+    assert_eq!((&here.claims, &here.inputs), (&state.claims, &state.inputs));
+    let shown = neutral::shown(&here, |gpa| ours.word(gpa));
+    shown.assert_same(&saved.pic, subject.name());
+    for (cpu, vcpu) in ours.vcpus.iter().enumerate() {
+        let (line, expected) = (vcpu.pending(), saved.pic.line(cpu));
+        assert_eq!(line, expected, "{}: vCPU {cpu}", subject.name());
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use papr_intc_frontend::protocol::layout::{Compat, Machine};
 use papr_intc_frontend::protocol::papr::codes::RtasCall;
 use papr_intc_frontend::protocol::papr::codes::opcode::{H_EOI, H_XIRR};
+use papr_intc_frontend::protocol::state::State;
 use papr_intc_frontend::protocol::wire::source::{Claim, claim_flag};
-use papr_intc_frontend::{GuestRam, Intc, Launcher, Options, Vcpu};
+use papr_intc_frontend::{Executor, GuestRam, Intc, Launcher, Options, Vcpu};
 
 use super::guest::CPUS;
 use super::op::{self, Op, QUEUES, Step};
@@ -33,14 +34,18 @@ pub struct Ours {
 
 impl Ours {
     /// A machine that never ran; its RAM has these event queues.
-    pub fn start(shape: Shape, queues: &[u8]) -> Self {
+    pub fn start(shape: Shape, queues: &[u8], executor: Executor) -> Self {
         let machine = Machine::pseries(shape.mode, Compat::Qemu72, shape.servers());
         let ram = Arc::new(GuestRam::new(&[(0, RAM)]).unwrap());
         assert!(ram.write(QUEUES, queues));
         let binary = OsString::from(env!("CARGO_BIN_EXE_papr-intc"));
         let launcher = Launcher::spawn(binary, Vec::new());
         let kick = Arc::new(|_| {});
-        let intc = Intc::start(Options::new(machine), launcher, Arc::clone(&ram), kick).unwrap();
+        let options = Options {
+            executor,
+            ..Options::new(machine)
+        };
+        let intc = Intc::start(options, launcher, Arc::clone(&ram), kick).unwrap();
         for (first, count, flags) in FIXED {
             let claim = Claim {
                 first,
@@ -61,18 +66,20 @@ impl Ours {
     }
 
     /// Takes a state over, and lets the guest run.
-    pub fn load(&self, state: &[u8]) {
+    pub fn load(&self, state: &State) {
+        let head = state.head.encode().unwrap();
+        self.intc.state_check(&head).unwrap();
         self.intc.quiesce(LIMIT).unwrap();
-        self.intc.state_load(state).unwrap();
+        self.intc.state_load(&state.encode().unwrap()).unwrap();
         self.intc.resume(None).unwrap();
     }
 
     /// The state, of a machine that goes on afterwards.
-    pub fn save(&self) -> Vec<u8> {
+    pub fn save(&self) -> State {
         self.intc.quiesce(LIMIT).unwrap();
         let state = self.intc.state_save().unwrap();
         self.intc.resume(None).unwrap();
-        state
+        State::decode(&state).unwrap()
     }
 
     /// A word of guest memory.

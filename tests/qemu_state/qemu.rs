@@ -37,6 +37,8 @@ pub struct Shape {
     pub mode: IcMode,
     /// Server numbers from one vCPU to the next.
     pub vsmt: u32,
+    /// vCPU 1 is a device of its own, made after the machine.
+    pub late_vcpu: bool,
 }
 
 impl Shape {
@@ -92,7 +94,7 @@ impl Qemu {
         command
             .arg("-machine")
             .arg(machine)
-            .args(["-cpu", "power9", "-m", "256M", "-smp", "2"])
+            .args(["-cpu", "power9", "-m", "256M"])
             .args(["-accel", "tcg,thread=single"])
             .args(["-nodefaults", "-display", "none", "-no-user-config"])
             .arg("-bios")
@@ -107,6 +109,12 @@ impl Qemu {
         }
         for slot in 0..6 {
             command.args(["-device", &format!("edu,addr={slot}")]);
+        }
+        if shape.late_vcpu {
+            let vcpu = "power9_v2.0-spapr-cpu-core,core-id=1";
+            command.args(["-smp", "1,maxcpus=2", "-device", vcpu]);
+        } else {
+            command.args(["-smp", "2"]);
         }
         let child = command
             .args(more)

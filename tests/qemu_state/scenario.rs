@@ -36,7 +36,11 @@ impl Scenario {
     ) -> Self {
         Self {
             name,
-            shape: Shape { mode, vsmt: 1 },
+            shape: Shape {
+                mode,
+                vsmt: 1,
+                late_vcpu: false,
+            },
             program,
             classes,
             exact: true,
@@ -47,6 +51,12 @@ impl Scenario {
     /// The same with gaps between the server numbers.
     fn with_gaps(mut self) -> Self {
         self.shape.vsmt = 4;
+        self
+    }
+
+    /// The same with a vCPU that was plugged in.
+    fn with_late_vcpu(mut self) -> Self {
+        self.shape.late_vcpu = true;
         self
     }
 

@@ -40,6 +40,12 @@ pub fn all() -> Vec<Scenario> {
         },
         new(left_behind, with_xive, xive::pending_classes()),
         new(
+            "dual: the same, with a vCPU that was plugged in",
+            with_xive,
+            xive::pending_classes(),
+        )
+        .with_late_vcpu(),
+        new(
             "dual: the same, with gaps between the server numbers",
             with_xive,
             xive::pending_classes(),
