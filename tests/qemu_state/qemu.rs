@@ -218,6 +218,10 @@ impl Qemu {
             assert_ne!(status["status"], "failed");
             status["status"] == "completed"
         });
+        // Only then may it go on.
+        self.wait("the state after that", |qemu| {
+            qemu.execute("query-status", &json!({}))["status"] == "postmigrate"
+        });
     }
 
     /// Guest memory.

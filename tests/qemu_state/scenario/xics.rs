@@ -60,6 +60,17 @@ pub fn all() -> Vec<Scenario> {
             })],
         ),
         new(
+            "xics: an MSI that was freed and claimed again",
+            |program| {
+                whole(program, |program| {
+                    refused(program);
+                    let slot = MSI_SLOTS[0];
+                    program.on(0).free_msi(slot).set_up_msi(slot);
+                });
+            },
+            vec![("most favoured", |pic| source(pic, MSI) == (0, 0))],
+        ),
+        new(
             "xics: never used",
             |program| whole(program, |_| {}),
             vec![("reset", is_reset)],

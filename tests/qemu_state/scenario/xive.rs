@@ -59,6 +59,19 @@ pub fn all() -> Vec<Scenario> {
             })],
         ),
         new(
+            "xive: an MSI that was freed and claimed again",
+            |program| {
+                whole(program, |program| {
+                    pending(program);
+                    let slot = MSI_SLOTS[0];
+                    program.on(0).free_msi(slot).set_up_msi(slot);
+                });
+            },
+            vec![("masked, with the old event data", |pic| {
+                source(pic, MSI).masked && source(pic, MSI).eisn == MSI
+            })],
+        ),
+        new(
             "xive: never used",
             |program| whole(program, |_| {}),
             vec![("reset", is_reset)],
@@ -297,5 +310,8 @@ pub fn take(program: &mut Program) {
         program.esb(lisn, esb::EOI).esb(lisn, esb::GET);
     }
     (0..6).for_each(|n| _ = program.pulse_vscsi(n));
+    for lisn in [IPI, IPI + 1, MSI, MSI + 1] {
+        program.trigger(lisn);
+    }
     acknowledge(program);
 }
