@@ -4,6 +4,7 @@
 //!
 //! * [`walk`]: random steps, one after the other, with an exact check at each look.
 //! * [`precopy`]: a migration's loop beside threads that do all of it at once.
+//! * [`moved`]: a whole move, to RAM of its own.
 //! * [`queues`]: the guest, and the copy of its RAM.
 
 #![allow(clippy::unwrap_used)] // tests say what they mean with unwrap
@@ -12,6 +13,8 @@
 #[allow(dead_code)] // the lifecycle tests use all of it
 mod bench;
 
+#[path = "dirty_log/moved.rs"]
+mod moved;
 #[path = "dirty_log/precopy.rs"]
 mod precopy;
 #[path = "dirty_log/queues.rs"]

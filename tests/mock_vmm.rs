@@ -25,7 +25,7 @@ fn run(arguments: &str) -> Output {
         .unwrap()
 }
 
-/// A value of the last line, `lost=0 spurious=0 delivered=1 kills=1 migrations=0`.
+/// A value of the last line, `lost=0 spurious=0 delivered=1 kills=1 migrations=0 aborted=0`.
 fn value(output: &Output, name: &str) -> u64 {
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().last().unwrap_or_default();
@@ -106,6 +106,41 @@ fn nothing_is_lost_in_upgrades_and_changes_of_the_executor_with_kills_among_them
     }
 }
 
+/// Moves between daemons, some of them given up; a daemon is killed in others, and between them.
+fn is_moved(how: &str) {
+    let kills = "--chaos kill=10 --migrate-every 0.1";
+    let output = ends_well(&format!("--duration 6 {kills} {how}"));
+    for what in ["migrations", "aborted", "kills"] {
+        assert!(value(&output, what) > 0, "{}", everything(&output));
+    }
+    if !how.contains("--remote") {
+        assert_eq!(value(&output, "spurious"), 0, "{}", everything(&output));
+    }
+}
+
+#[test]
+fn mapped_nothing_is_lost_or_doubled_when_the_guest_moves_between_daemons() {
+    for mode in ["xics", "xive", "dual"] {
+        is_moved(&format!("--mode {mode}"));
+    }
+}
+
+#[test]
+fn remote_nothing_is_lost_when_the_guest_moves_between_daemons() {
+    for mode in ["xics", "xive", "dual"] {
+        is_moved(&format!("--mode {mode} --remote"));
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_moves_meet_upgrades_and_changes_of_the_executor() {
+    let chaos = "--chaos kill=3,stop=2,upgrade=2,switch=2,plug=5";
+    let output = ends_well(&format!("--duration 6 {chaos} --migrate-every 0.1"));
+    for what in ["migrations", "aborted", "upgrades", "switches"] {
+        assert!(value(&output, what) > 0, "{}", everything(&output));
+    }
+}
+
 #[test]
 fn remote_nothing_is_lost() {
     for mode in ["xics", "xive", "dual"] {
@@ -160,6 +195,12 @@ fn is_noticed(fault: &str, mode: &str) {
 fn swallowed_triggers_are_noticed() {
     is_noticed("forward", "xics");
     is_noticed("forward", "xive");
+}
+
+#[test]
+fn events_swallowed_in_a_move_are_noticed() {
+    is_noticed("move --migrate-every 0.1", "xics");
+    is_noticed("move --migrate-every 0.1", "xive");
 }
 
 #[test]

@@ -7,6 +7,8 @@ use papr_intc_protocol::layout::Machine;
 use papr_intc_protocol::papr::codes::RtasCall;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::moves::{GoesOn, Moved};
+
 /// The controller is gone for good; the text says why.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -81,9 +83,9 @@ pub trait Board: Send + Sync {
     fn ram_fill(&self, gpa: u64, len: u64, value: u32);
     /// That word is still everywhere there.
     fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool;
-    /// The process in charge, if there is one.
-    fn daemon(&self) -> Option<u32>;
-    /// Asks the daemon anything; returns when it has answered, the restarted one if need be.
+    /// The process in charge, if there is one; during a move the next one as well.
+    fn daemons(&self) -> Vec<u32>;
+    /// Asks the daemons anything; returns when they have answered, restarted ones if need be.
     fn ask(&self) -> Step;
     /// Puts another release's daemon in the place of the one that serves, if there are daemons.
     fn upgrade(&self) -> Step {
@@ -96,6 +98,10 @@ pub trait Board: Send + Sync {
     /// Plugs another vCPU in and takes it out again, if there is room for one.
     fn plug(&self) -> Step {
         Ok(())
+    }
+    /// Moves the running guest to another daemon, or as far as `goes_on`.
+    fn migrate(&self, _goes_on: &GoesOn) -> Step<Moved> {
+        Err(Gone("there is nothing to move".into()))
     }
     /// What the controller holds, as a monitor shows it; a line per source begins with its number.
     fn picture(&self) -> String {

@@ -8,7 +8,8 @@
 //! | upgrade | [`Board::upgrade`]: this release and the next in turns | with the new daemon's first answer |
 //! | switch | [`Board::switch`]: mapped and remote mode in turns | at once |
 //! | plug | [`Board::plug`]: a vCPU more for a moment; the daemon lives | at once |
-
+//!
+//! While the guest moves ([`crate::moves`]) there are two daemons, and a signal hits either.
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -162,10 +163,17 @@ pub fn carry_out(
     outages
 }
 
+/// Sends a signal; `false` if there is no such process.
+pub fn signal(pid: u32, signal: Signal) -> bool {
+    let pid = i32::try_from(pid);
+    pid.is_ok_and(|pid| kill(Pid::from_raw(pid), signal).is_ok())
+}
+
 /// `false`: there was no daemon that it could happen to.
 fn happen(board: &dyn Board, what: What, rng: &mut Rng) -> Step<bool> {
-    let pid = board.daemon().and_then(|pid| i32::try_from(pid).ok());
-    let signal = |s| pid.is_some_and(|pid| kill(Pid::from_raw(pid), s).is_ok());
+    let pids = board.daemons();
+    let pid = pids.get(rng.below(pids.len() as u64) as usize);
+    let signal = |s| pid.is_some_and(|pid| signal(*pid, s));
     Ok(match what {
         What::Kill => signal(Signal::SIGKILL),
         What::Hang => signal(Signal::SIGSTOP),

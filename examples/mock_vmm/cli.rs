@@ -47,6 +47,9 @@ pub struct Options {
     /// What happens to the daemon, and how often a second: any of kill, stop, hang, upgrade, switch, plug
     #[arg(long, value_name = "NAME=HZ,...", conflicts_with_all = ["kills", "kill_at", "no_kill", "model"])]
     pub chaos: Option<Rates>,
+    /// Move the guest to another daemon this often; some of the moves are given up on the way
+    #[arg(long, value_name = "SECONDS", value_parser = period, conflicts_with = "model")]
+    pub migrate_every: Option<Duration>,
     /// Let the daemon live
     #[arg(long)]
     pub no_kill: bool,
@@ -155,6 +158,8 @@ pub enum Fault {
     Kick,
     /// Some interrupts that came while in service are not sent again
     Resend,
+    /// Events sent while the guest is between two daemons are swallowed
+    Move,
     /// Some queue entries get the wrong generation bit
     Generation,
 }
@@ -162,4 +167,11 @@ pub enum Fault {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|e| format!("{e}"))?;
     Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    match seconds(text)? {
+        Duration::ZERO => Err("it has to be above 0".to_owned()),
+        period => Ok(period),
+    }
 }

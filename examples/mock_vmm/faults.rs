@@ -2,7 +2,7 @@
 //!
 //! Everything here wraps [`crate::board`]'s traits or the kick; the code under test is not touched.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use papr_intc_protocol::layout::Machine;
@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::{Board, CasAnswer, Cpu, Numbers, Step};
 use crate::cli::Fault;
+use crate::moves::{GoesOn, Moved, Phase};
 use crate::rng::Rng;
 
 /// Decides when a fault strikes.
@@ -80,6 +81,8 @@ pub struct BrokenBoard {
     pub faults: Arc<Faults>,
     /// Forgets what waits to be sent again on a server, in the controller's own memory (XICS).
     pub forget_resend: Arc<dyn Fn(u32) + Send + Sync>,
+    /// The guest is between two daemons.
+    pub moving: AtomicBool,
 }
 
 impl Board for BrokenBoard {
@@ -96,7 +99,9 @@ impl Board for BrokenBoard {
         }))
     }
     fn trigger(&self, lisn: u32) -> Step {
-        if self.faults.strikes(Fault::Forward, 500) {
+        let moving = self.moving.load(Ordering::Relaxed);
+        if self.faults.strikes(Fault::Forward, 500) || moving && self.faults.strikes(Fault::Move, 1)
+        {
             return Ok(());
         }
         self.board.trigger(lisn)
@@ -132,8 +137,8 @@ impl Board for BrokenBoard {
     fn ram_is_filled(&self, gpa: u64, len: u64, value: u32) -> bool {
         self.board.ram_is_filled(gpa, len, value)
     }
-    fn daemon(&self) -> Option<u32> {
-        self.board.daemon()
+    fn daemons(&self) -> Vec<u32> {
+        self.board.daemons()
     }
     fn ask(&self) -> Step {
         self.board.ask()
@@ -146,6 +151,15 @@ impl Board for BrokenBoard {
     }
     fn plug(&self) -> Step {
         self.board.plug()
+    }
+    fn migrate(&self, goes_on: &GoesOn) -> Step<Moved> {
+        let moved = self.board.migrate(&|phase| {
+            self.moving
+                .store(phase >= Phase::Quiesced, Ordering::Relaxed);
+            goes_on(phase)
+        });
+        self.moving.store(false, Ordering::Relaxed);
+        moved
     }
     fn picture(&self) -> String {
         self.board.picture()

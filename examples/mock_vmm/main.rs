@@ -5,7 +5,8 @@
 //!
 //! What runs: [`guest`] is a kernel that uses its interrupt controller as Linux does; [`devices`] and
 //! [`device_process`] trigger its interrupts, from threads and from another process, and [`ring`] has
-//! a vhost-user device do so (`examples/vhost_device`); [`conductor`] boots, drains, reboots and resets; [`chaos`] kills, stops and replaces the daemon; [`cells`] is the ground truth by which
+//! a vhost-user device do so (`examples/vhost_device`); [`conductor`] boots, drains, reboots and resets; [`chaos`] kills, stops and replaces the
+//! daemon; [`moves`] moves the guest to another one; [`cells`] is the ground truth by which
 //! nothing may be lost. [`real`] is the part to read for someone who wants to embed papr-intc.
 //!
 //! It ends with 0 if nothing was lost and nothing answered wrongly, 1 if something was, 2 if it could
@@ -24,6 +25,7 @@ mod find_daemon;
 mod guest;
 mod halt;
 mod model;
+mod moves;
 mod real;
 mod report;
 mod ring;

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::chaos::{Outage, WHATS, What};
 use crate::cli::Options;
 use crate::conductor::Loss;
-
+use crate::moves::{Moved, PHASES};
 use crate::tally::{KINDS, Latencies, Tally};
 
 /// Shows progress until `over`: a bar on a terminal, a line every two seconds elsewhere.
@@ -58,6 +58,8 @@ pub struct Summary<'a> {
     pub ran: Duration,
     /// Kills of the daemon.
     pub outages: &'a [Outage],
+    /// Moves to another daemon.
+    pub moves: &'a [Moved],
     /// What never arrived.
     pub lost: &'a [Loss],
     /// Faults put in on purpose.
@@ -70,15 +72,18 @@ impl Summary<'_> {
         self.print_interrupts();
         self.print_changes();
         self.print_outages();
+        self.print_moves();
         self.print_faults();
         let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
         println!(
-            "lost={} spurious={} delivered={} kills={} migrations=0 stops={} hangs={} upgrades={} \
-             switches={} plugs={}",
+            "lost={} spurious={} delivered={} kills={} migrations={} aborted={} stops={} hangs={} \
+             upgrades={} switches={} plugs={}",
             self.lost.len(),
             count(&self.tally.spurious),
             self.tally.all_delivered(),
             self.happened(What::Kill),
+            self.migrations(),
+            self.moves.len() - self.migrations(),
             self.happened(What::Stop),
             self.happened(What::Hang),
             self.happened(What::Upgrade),
@@ -189,6 +194,37 @@ impl Summary<'_> {
         }
     }
 
+    fn print_moves(&self) {
+        if self.moves.is_empty() {
+            return;
+        }
+        let moves = |phase| self.moves.iter().filter(move |m| m.aborted == phase);
+        let given_up =
+            PHASES.map(|(phase, name)| format!("{} after the {name}", moves(Some(phase)).count()));
+        let mut stops: Vec<_> = moves(None).map(|m| m.stopped).collect();
+        stops.sort();
+        let at = |i: usize| time(stops.get(i).map_or(0, |stop| stop.as_nanos() as u64));
+        println!(
+            "moved to another daemon: {}; vCPUs stopped: median {}, longest {}; at most {} bytes\n\
+             moves given up: {}; moves in which a daemon was killed: {}",
+            stops.len(),
+            at(stops.len() / 2),
+            at(stops.len().saturating_sub(1)),
+            grouped(moves(None).map(|m| m.bytes as u64).max().unwrap_or(0)),
+            given_up.join(", "),
+            self.killed_in_moves(),
+        );
+    }
+
+    /// Moves that were not given up.
+    fn migrations(&self) -> usize {
+        self.moves.iter().filter(|m| m.aborted.is_none()).count()
+    }
+
+    fn killed_in_moves(&self) -> usize {
+        self.moves.iter().filter(|m| m.killed).count()
+    }
+
     fn happened(&self, what: What) -> usize {
         self.outages.iter().filter(|o| o.what == what).count()
     }
@@ -200,7 +236,8 @@ impl Summary<'_> {
         let executes = o.remote || o.forward_all;
         let deaths = self.outages.iter();
         let deaths = deaths.filter(|o| !matches!(o.what, What::Switch | What::Plug));
-        let excused = deaths.count() as u64 * u64::from(o.sources + o.vcpus);
+        let deaths = deaths.count() + self.killed_in_moves();
+        let excused = deaths as u64 * u64::from(o.sources + o.vcpus);
         let own_plane =
             !executes && self.happened(What::Upgrade) + self.happened(What::Switch) == 0;
         self.tally.spurious.load(Ordering::Relaxed) <= if own_plane { 0 } else { excused }

@@ -25,7 +25,7 @@ use crate::real::{Real, Setup};
 use crate::ring::{self, Ring};
 use crate::rng::Rng;
 use crate::tally::{Kind, Tally};
-use crate::{chaos, report};
+use crate::{chaos, moves, report};
 
 /// Guest RAM: the event queues, and at the end the ring of the vhost-user device.
 pub const RAM: u64 = 64 << 20;
@@ -82,6 +82,7 @@ fn conduct(
     let over = Arc::new(AtomicBool::new(false));
     let threads = spawn_threads(platform, &options);
     let killer = spawn_killer(platform, &options, start, &over);
+    let mover = spawn_mover(platform, &options, &over);
     let progress = spawn_progress(platform, &options, start, &over);
     let result = conductor.conduct();
     let ran = start.elapsed();
@@ -89,6 +90,7 @@ fn conduct(
     let _ = progress.join();
     let lost = result?;
     let outages = killer.join().unwrap_or_default();
+    let moves = mover.join().unwrap_or_default();
     // A vCPU that hangs keeps its thread; the process ends without it.
     if conductor.stop() {
         threads.into_iter().for_each(|t| drop(t.join()));
@@ -100,6 +102,7 @@ fn conduct(
         latencies: &all_latencies(platform),
         ran,
         outages: &outages,
+        moves: &moves,
         lost: &lost,
         faults: faults.struck(),
     };
@@ -240,6 +243,7 @@ fn with_faults(
             board,
             faults: faults.clone(),
             forget_resend,
+            moving: AtomicBool::new(false),
         }),
     }
 }
@@ -295,6 +299,19 @@ fn spawn_killer(
     std::thread::spawn(move || {
         let (board, tally) = (&*platform.board, &platform.tally);
         chaos::carry_out(board, tally, start, &plan, seed, &over)
+    })
+}
+
+fn spawn_mover(
+    platform: &Arc<Platform>,
+    options: &Options,
+    over: &Arc<AtomicBool>,
+) -> Thread<Vec<moves::Moved>> {
+    let (platform, over) = (platform.clone(), over.clone());
+    let options = options.clone();
+    std::thread::spawn(move || {
+        let (board, tally) = (&*platform.board, &platform.tally);
+        moves::carry_out(board, tally, &options, &over)
     })
 }
 

@@ -11,6 +11,8 @@ mod layout;
 mod messages;
 #[path = "spec/page.rs"]
 mod page;
+#[path = "spec/state.rs"]
+mod state;
 
 use page::{PAGES, Page};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret, rtas};
@@ -34,7 +36,7 @@ fn requirement_numbers_rise_within_their_letter_and_every_reference_has_a_target
             named.push(id);
         }
     }
-    for letter in ["W", "S", "P", "G", "Q"] {
+    for letter in ["W", "S", "P", "G", "Q", "M"] {
         let numbers: Vec<u32> = defined
             .iter()
             .filter(|id| id.starts_with(letter))

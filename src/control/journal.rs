@@ -57,8 +57,8 @@ pub enum Operation {
         /// Its routing.
         to: Routing,
     },
-    /// Every word is stored anew: a state is loaded, or the machine goes back to reset. A successor cannot
-    /// complete it, and resets.
+    /// Every word is stored anew: a state is loaded, which is complete when the header's LOADED is set, or the
+    /// machine goes back to reset, which begins by clearing it. A successor cannot complete a load, and resets.
     Load,
 }
 

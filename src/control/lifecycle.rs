@@ -384,8 +384,10 @@ impl<M: QueueMemory> Core<M> {
             Operation::Free { first, count } => self.free_both(first, count).is_ok(),
             Operation::Route { irq, to } => self.controller().xics.write(irq, to).is_ok(),
             Operation::Load => {
-                self.back_to_reset();
-                false
+                self.is_loaded() || {
+                    self.back_to_reset();
+                    false
+                }
             }
         }
     }

@@ -42,7 +42,7 @@ impl<M: QueueMemory> Core<M> {
     }
 
     /// A state has been loaded, and the machine has not run since.
-    fn is_loaded(&self) -> bool {
+    pub(super) fn is_loaded(&self) -> bool {
         self.memory.header(word::LOADED) != 0
     }
 
@@ -62,9 +62,11 @@ impl<M: QueueMemory> Core<M> {
         });
     }
 
-    /// What a cut load or an abort leaves: the machine as after power-on, with its vCPUs, and the claims that a
+    /// What a load that was cut, or an abort, leaves: the machine as after power-on, with its vCPUs, and the claims that a
     /// reset keeps. Done again, it changes nothing.
     pub(super) fn back_to_reset(&self) {
+        // First: the journal's operation is a complete load if this is set.
+        self.memory.set_header(word::LOADED, 0);
         let words = self.words();
         let fixed = words
             .claims()
@@ -75,7 +77,6 @@ impl<M: QueueMemory> Core<M> {
         let mut state = State::reset(head);
         state.claims = fixed.collect();
         self.store(&state);
-        self.memory.set_header(word::LOADED, 0);
     }
 
     /// The machine has been loaded and runs for the first time: what waits at a source is presented if its vCPU

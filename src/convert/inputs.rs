@@ -2,7 +2,7 @@
 
 use papr_intc_protocol::layout::header::Mode;
 use papr_intc_protocol::state::State;
-use papr_intc_protocol::state::model::{Input, Kind, XicsSource, XiveSource};
+use papr_intc_protocol::state::model::{Input, Kind, XicsSource};
 
 use super::{ConvertError, Notes, refused};
 
@@ -15,15 +15,18 @@ pub fn settle(state: &State, notes: &mut Notes) -> Result<State, ConvertError> {
     settled.inputs.clear();
     for input in &state.inputs {
         let item = || format!("input {:#x}", input.lisn);
-        if input.latched && state.kind(input.lisn) != Some(Kind::Lsi) {
-            match state.head.active {
-                Mode::Xics => trigger_xics(&mut settled, input.lisn),
-                Mode::Xive => trigger_xive(&mut settled, input.lisn)?,
+        let level = input.level_irqfd || input.level_vmm;
+        let lsi = state.kind(input.lisn) == Some(Kind::Lsi);
+        // Of an LSI a rise is latched; one that has fallen since is nothing.
+        if input.latched && (!lsi || level) {
+            match (state.head.active, lsi) {
+                (Mode::Xics, false) => trigger_xics(&mut settled, input.lisn),
+                // XICS looks at levels after a load.
+                (Mode::Xics, true) => {}
+                (Mode::Xive, false) => event_xive(&mut settled, input.lisn, [2, 1, 3, 3])?,
+                (Mode::Xive, true) => event_xive(&mut settled, input.lisn, [2, 1, 2, 3])?,
             }
-            notes.add(
-                item(),
-                "the event that came while quiesced has taken effect",
-            );
+            notes.add(item(), "what came while quiesced has taken effect");
         }
         if input.resample_due {
             notes.add(item(), "resamplefds that are due are not carried");
@@ -31,7 +34,7 @@ pub fn settle(state: &State, notes: &mut Notes) -> Result<State, ConvertError> {
         if input.level_irqfd && !input.level_vmm {
             notes.add(item(), "the level of an irqfd is now the VMM's");
         }
-        if input.level_irqfd || input.level_vmm {
+        if level {
             settled.inputs.push(Input {
                 lisn: input.lisn,
                 level_vmm: true,
@@ -58,40 +61,32 @@ fn trigger_xics(state: &mut State, irq: u32) {
     }
 }
 
-/// A trigger of the ESB. A forwarded event must be one that the router drops.
-fn trigger_xive(state: &mut State, lisn: u32) -> Result<(), ConvertError> {
+/// A trigger of the ESB, or the rise of a level: what becomes of each PQ. Out of 00 an event is forwarded, which must
+/// be one that the router drops.
+fn event_xive(state: &mut State, lisn: u32, after: [u8; 4]) -> Result<(), ConvertError> {
     let sources = &mut state.xive.sources;
     // As after reset it is off: nothing happens.
     let Ok(at) = sources.binary_search_by_key(&lisn, |s| s.lisn) else {
         return Ok(());
     };
-    let XiveSource {
-        pq, masked, end, ..
-    } = sources[at];
-    let routed = state
-        .xive
-        .ends
-        .binary_search_by_key(&end, |e| e.end)
-        .is_ok();
-    match pq {
-        0 if !masked && routed => Err(refused(
-            format!("input {lisn:#x}"),
-            format!(
-                "an event that came while quiesced belongs into the queue of END {end:#x}: resume first"
-            ),
-        )),
-        0 | 2 => {
-            sources[at].pq = pq + if pq == 0 { 2 } else { 1 };
-            Ok(())
-        }
-        _ => Ok(()),
+    let source = &mut sources[at];
+    let ends = &state.xive.ends;
+    let routed = ends.binary_search_by_key(&source.end, |e| e.end).is_ok();
+    if source.pq == 0 && !source.masked && routed {
+        let what = format!(
+            "an event that came while quiesced belongs into the queue of END {:#x}: resume first",
+            source.end
+        );
+        return Err(refused(format!("input {lisn:#x}"), what));
     }
+    source.pq = after[usize::from(source.pq & 3)];
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use papr_intc_protocol::layout::{Compat, IcMode, Machine};
-    use papr_intc_protocol::state::model::{Claims, End, Head};
+    use papr_intc_protocol::state::model::{Claims, End, Head, XiveSource};
 
     use super::*;
 
@@ -165,34 +160,52 @@ mod tests {
         assert!(open.xics.sources[0].rejected && !open.xics.sources[0].masked_pending);
     }
 
+    /// A machine in XIVE with a source of this PQ, routed to a queue.
+    fn routed(input: Input, pq: u8, masked: bool) -> State {
+        let mut state = machine(Mode::Xive, input);
+        state.xive.sources.push(XiveSource {
+            lisn: input.lisn,
+            pq,
+            masked,
+            end: 6,
+            eisn: 1,
+        });
+        state.xive.ends.push(End {
+            end: 6,
+            address: 0,
+            size: 16,
+            always_notify: true,
+            generation: true,
+            index: 0,
+            esn: 0,
+        });
+        state
+    }
+
     #[test]
-    fn a_latched_event_of_xive_moves_pq_as_a_trigger_does() {
-        for (pq, masked, after) in [
-            (0, true, Some(2)),
-            (0, false, None),
-            (1, false, Some(1)),
-            (2, false, Some(3)),
-            (3, false, Some(3)),
+    fn a_latched_event_of_xive_moves_pq_as_it_would_have() {
+        let rise = Input {
+            level_vmm: true,
+            ..latched(LSI)
+        };
+        for (input, pq, masked, after) in [
+            (latched(MSI), 0, true, Some(2)),
+            (latched(MSI), 0, false, None),
+            (latched(MSI), 1, false, Some(1)),
+            (latched(MSI), 2, false, Some(3)),
+            (latched(MSI), 3, false, Some(3)),
+            (rise, 0, true, Some(2)),
+            (rise, 0, false, None),
+            (rise, 1, false, Some(1)),
+            (rise, 2, false, Some(2)),
+            (rise, 3, false, Some(3)),
+            // It has fallen since.
+            (latched(LSI), 0, false, Some(0)),
         ] {
-            let mut state = machine(Mode::Xive, latched(MSI));
-            state.xive.sources.push(XiveSource {
-                lisn: MSI,
-                pq,
-                masked,
-                end: 6,
-                eisn: 1,
-            });
-            state.xive.ends.push(End {
-                end: 6,
-                address: 0,
-                size: 16,
-                always_notify: true,
-                generation: true,
-                index: 0,
-                esn: 0,
-            });
+            let state = routed(input, pq, masked);
             let moved = settle(&state, &mut Notes::default()).ok();
-            assert_eq!(moved.map(|s| s.xive.sources[0].pq), after, "{pq} {masked}");
+            let moved = moved.map(|s| s.xive.sources[0].pq);
+            assert_eq!(moved, after, "{input:?} {pq} {masked}");
         }
         // As after reset the source is off.
         let off = machine(Mode::Xive, latched(MSI));

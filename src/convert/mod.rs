@@ -3,7 +3,7 @@
 //! * [`command`]: `papr-intc state`; [`file`]: formats of files; [`show`], [`json`]: a state for people and programs.
 //! * [`qemu`]: a QEMU 7.2 migration stream, whole.
 //! * [`kvm`]: device attributes of KVM, as a JSON document.
-//! * [`inputs`]: what only we carry, settled before a state goes elsewhere.
+//! * [`inputs`]: what only we carry, settled before a state goes elsewhere; [`os_ring`]: what KVM computes.
 //!
 //! What another's format cannot say is settled in the way that loses no interrupt, and told in a [`Note`]; where
 //! nothing of the kind exists, the conversion is refused with item and value. What comes in is outside
@@ -16,6 +16,7 @@ pub mod file;
 pub mod inputs;
 pub mod json;
 pub mod kvm;
+pub mod os_ring;
 pub mod qemu;
 #[cfg(test)]
 mod random;

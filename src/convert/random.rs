@@ -5,6 +5,8 @@ use papr_intc_protocol::layout::{Compat, IcMode, Machine};
 use papr_intc_protocol::state::State;
 use papr_intc_protocol::state::model::*;
 
+use super::os_ring;
+
 /// Numbers from a seed (xorshift64*).
 pub struct Rng(u64);
 
@@ -165,9 +167,14 @@ fn xive(rng: &mut Rng, state: &mut State) {
         }
     }
     for server in state.head.servers.clone() {
-        let nsr = u64::from(rng.below(2)) << 63;
-        let bytes = nsr | rng.word() & 0x00ff_ffff_ffff_00ff;
-        if !rng.one_in(4) {
+        let (cppr, ipb) = (
+            rng.pick(&[0, 5, 6, 7, 0xff]),
+            rng.pick(&[0, 0, 1, 2, 3, 0x80]),
+        );
+        let computed = os_ring::computed(cppr << 48 | ipb << 40);
+        // The line stays up if CPPR comes down afterwards, and down if CPPR is stored raw.
+        let bytes = computed ^ u64::from(rng.one_in(4)) << 63;
+        if bytes != Ring::RESET {
             state.xive.rings.push(Ring { server, bytes });
         }
     }

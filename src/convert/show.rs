@@ -78,7 +78,7 @@ pub fn state(state: &State, from: &str) -> String {
         &mut out,
         "claims",
         format!(
-            "{} edge ({} of them IPIs), {} level, {} MSIs",
+            "{} edge (IPIs: {}), {} level, {} MSIs",
             count(Kind::Edge),
             ipis,
             count(Kind::Lsi),
@@ -214,100 +214,81 @@ fn waiting_xive(state: &State) -> Vec<String> {
     found
 }
 
+/// A title and rows, if there are any.
+fn table(out: &mut String, title: &str, rows: impl Iterator<Item = String>) {
+    let rows: Vec<String> = rows.collect();
+    if !rows.is_empty() {
+        line!(out, "\n{title}\n  {}", rows.join("\n  "));
+    }
+}
+
 fn tables(out: &mut String, state: &State) {
-    line!(out, "\nclaims");
-    for run in &state.claims {
+    let claims = state.claims.iter().map(|run| {
         let last = run.first + (run.count - 1);
-        line!(
-            out,
-            "  {:#06x}-{last:#06x} {}",
-            run.first,
-            kind_name(run.kind)
-        );
-    }
-    if !state.xics.sources.is_empty() {
-        line!(out, "\nXICS sources   server priority saved");
-    }
-    for s in &state.xics.sources {
-        let flags = [
-            (s.sent, " sent"),
-            (s.rejected, " rejected"),
-            (s.masked_pending, " masked-pending"),
-        ];
-        let flags: String = flags
-            .into_iter()
-            .filter_map(|(is, name)| is.then_some(name))
-            .collect();
-        line!(
-            out,
-            "  {:#06x}       {:>6}       {:02x}    {:02x}{flags}",
-            s.irq,
-            s.server,
-            s.priority,
-            s.saved
-        );
-    }
-    if !state.xics.icps.is_empty() {
-        line!(out, "\nXICS presenters CPPR   XISR PP MFRR");
-    }
-    for i in &state.xics.icps {
-        line!(
-            out,
-            "  {:>6}          {:02x} {:06x} {:02x}   {:02x}",
-            i.server,
-            i.cppr,
-            i.xisr,
-            i.pending_priority,
-            i.mfrr
-        );
-    }
-    if !state.xive.sources.is_empty() {
-        line!(out, "\nXIVE sources PQ mask server priority     EISN");
-    }
-    for s in &state.xive.sources {
-        let mask = if s.masked { "M" } else { "-" };
-        line!(
-            out,
-            "  {:#06x}     {:02b}    {mask} {:>6} {:>8} {:08x}",
-            s.lisn,
-            s.pq,
-            s.end >> 3,
-            s.end & 7,
-            s.eisn
-        );
-    }
-    if !state.xive.ends.is_empty() {
-        line!(
-            out,
-            "\nXIVE queues server priority      address  size index generation"
-        );
-    }
-    for e in &state.xive.ends {
-        let quiet = if e.always_notify {
-            ""
+        format!("{:#06x}-{last:#06x} {}", run.first, kind_name(run.kind))
+    });
+    table(out, "claims", claims);
+    let free = |lisn| {
+        if state.kind(lisn).is_none() {
+            " (free)"
         } else {
-            " notifies once"
-        };
-        line!(
-            out,
-            "            {:>6} {:>8} {:>12x}  2^{} {:>5} {}{quiet}",
-            e.end >> 3,
-            e.end & 7,
-            e.address,
-            e.size,
-            e.index,
-            u8::from(e.generation)
-        );
-    }
-    if !state.xive.rings.is_empty() {
-        line!(out, "\nXIVE rings server NSR CPPR IPB LSMFB ACK# INC PIPR");
-    }
-    for r in &state.xive.rings {
-        let [nsr, cppr, ipb, lsmfb, ack, inc, _, pipr] = r.bytes.to_be_bytes();
-        line!(
-            out,
-            "           {:>6}  {nsr:02x}   {cppr:02x}  {ipb:02x}    {lsmfb:02x}   {ack:02x}  {inc:02x}   {pipr:02x}",
-            r.server
-        );
-    }
+            ""
+        }
+    };
+    let xics = state.xics.sources.iter();
+    let title = "XICS sources    server priority saved";
+    table(out, title, xics.map(|s| xics_row(s, free(s.irq))));
+    let title = "XICS presenters server CPPR   XISR PP MFRR";
+    table(out, title, state.xics.icps.iter().map(icp_row));
+    let xive = state.xive.sources.iter();
+    let title = "XIVE sources    PQ mask server priority     EISN";
+    table(out, title, xive.map(|s| xive_row(s, free(s.lisn))));
+    let title = "XIVE queues     server priority      address size   index generation";
+    table(out, title, state.xive.ends.iter().map(end_row));
+    let title = "XIVE rings      server NSR CPPR IPB LSMFB ACK# INC PIPR";
+    table(out, title, state.xive.rings.iter().map(ring_row));
+}
+
+fn xics_row(s: &XicsSource, free: &str) -> String {
+    let (irq, server, priority, saved) = (s.irq, s.server, s.priority, s.saved);
+    let flag = |is, name| if is { name } else { "" };
+    let sent = flag(s.sent, " sent");
+    let rejected = flag(s.rejected, " rejected");
+    let masked = flag(s.masked_pending, " masked-pending");
+    format!(
+        "{irq:#06x}        {server:>6}       {priority:02x}    {saved:02x}{sent}{rejected}{masked}{free}"
+    )
+}
+
+fn icp_row(i: &Icp) -> String {
+    let (server, cppr, xisr) = (i.server, i.cppr, i.xisr);
+    let (pp, mfrr) = (i.pending_priority, i.mfrr);
+    format!("              {server:>6}   {cppr:02x} {xisr:06x} {pp:02x}   {mfrr:02x}")
+}
+
+fn xive_row(s: &XiveSource, free: &str) -> String {
+    let (lisn, pq, server, priority, eisn) = (s.lisn, s.pq, s.end >> 3, s.end & 7, s.eisn);
+    let mask = if s.masked { 'M' } else { '-' };
+    format!("{lisn:#06x}        {pq:02b}    {mask} {server:>6} {priority:>8} {eisn:08x}{free}")
+}
+
+fn end_row(e: &End) -> String {
+    let (server, priority, address) = (e.end >> 3, e.end & 7, e.address);
+    let (size, index, generation) = (e.size, e.index, u8::from(e.generation));
+    let once = if e.always_notify {
+        ""
+    } else {
+        " notifies once"
+    };
+    format!(
+        "              {server:>6} {priority:>8} {address:>12x} 2^{size} {index:>7} {generation}{once}"
+    )
+}
+
+fn ring_row(r: &Ring) -> String {
+    let [nsr, cppr, ipb, lsmfb, ack, inc, _, pipr] = r.bytes.to_be_bytes();
+    let server = r.server;
+    format!(
+        "              {server:>6}  {nsr:02x}   {cppr:02x}  {ipb:02x}    {lsmfb:02x}   {ack:02x}  {inc:02x}   {pipr:02x}"
+    )
 }

@@ -11,6 +11,7 @@
 mod control;
 mod guest;
 mod logging;
+mod moving;
 mod scenarios;
 
 use std::collections::BTreeSet;

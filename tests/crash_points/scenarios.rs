@@ -64,7 +64,7 @@ fn xics(guest: &Guest) {
     guest.route_xics();
 }
 
-fn xics_pending(guest: &Guest) {
+pub fn xics_pending(guest: &Guest) {
     guest.route_xics();
     fire(guest);
     guest.level(true);
@@ -116,7 +116,7 @@ fn hcall(guest: &Guest, opcode: u64, args: &[u64]) -> Results {
     results
 }
 
-fn errno(result: Result<(), papr_intc_frontend::Error>) -> Results {
+pub fn errno(result: Result<(), papr_intc_frontend::Error>) -> Results {
     vec![result.map_or_else(|e| e.errno().into(), |()| 0)]
 }
 
@@ -415,5 +415,6 @@ pub fn all() -> Vec<Scenario> {
         });
     }
     all.extend(crate::logging::all());
+    all.extend(crate::moving::all());
     all
 }

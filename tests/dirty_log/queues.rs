@@ -1,6 +1,6 @@
 //! A guest whose interrupts go to queues in its RAM, and a copy of that RAM.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use papr_intc_frontend::protocol::layout::IcMode;
@@ -92,11 +92,28 @@ pub fn route(bench: &Bench, lisn: u32, server: u64) {
     must(bench, opcode::H_INT_SET_SOURCE_CONFIG, &args);
 }
 
-/// One event, which reaches a queue whatever was before: the source is ready again first (PQ 00).
+/// The source's next event reaches a queue, whatever was before: PQ 00.
+pub fn ready(bench: &Bench, lisn: u32) {
+    let pq_00 = (u64::from(lisn) << 17) + 0x1_0c00;
+    bench.vcpus[0].esb_load(pq_00, 8).unwrap();
+}
+
+/// One event, which reaches a queue.
 pub fn fire(bench: &Bench, lisn: u32) {
-    let ready = (u64::from(lisn) << 17) + 0x1_0c00;
-    bench.vcpus[0].esb_load(ready, 8).unwrap();
+    ready(bench, lisn);
     bench.trigger(lisn);
+}
+
+/// The events in the queues that a new guest has, by source.
+pub fn events(bench: &Bench) -> BTreeMap<u32, u32> {
+    let mut found = BTreeMap::new();
+    for gpa in (FIRST_QUEUE..FIRST_QUEUE + 0x2_0000).step_by(4) {
+        let entry = bench.ram.read_u32_be(gpa).unwrap();
+        if entry != 0 {
+            *found.entry(entry & 0x7fff_ffff).or_default() += 1;
+        }
+    }
+    found
 }
 
 /// The VMM writes a byte, somewhere below the queues, through the library.
@@ -135,6 +152,11 @@ impl Copy {
         let mut bytes = vec![0; RAM as usize];
         assert!(ram.read(0, &mut bytes));
         Self { ram, bytes }
+    }
+
+    /// What was sent so far.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// These pages are sent.

@@ -199,8 +199,8 @@ impl Board for Arc<Model> {
             .step_by(4)
             .all(|at| self.ram_read(at) == value)
     }
-    fn daemon(&self) -> Option<u32> {
-        None
+    fn daemons(&self) -> Vec<u32> {
+        Vec::new()
     }
     fn ask(&self) -> Step {
         Ok(())

@@ -32,6 +32,18 @@ pub const MAX_HEAD: usize = 60_000;
 
 const HEAD: &str = "head";
 const END: &str = "end";
+/// The sections of this format, in the order in which they are written.
+pub const SECTIONS: [&str; 9] = [
+    HEAD,
+    Claims::NAME,
+    Input::NAME,
+    XicsSource::NAME,
+    Icp::NAME,
+    XiveSource::NAME,
+    super::model::End::NAME,
+    Ring::NAME,
+    END,
+];
 
 /// Why a stream is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -435,9 +447,7 @@ impl State {
             XicsSource::NAME => XicsSource::read(payload, sources, &mut self.xics.sources),
             Icp::NAME => Icp::read(payload, servers, &mut self.xics.icps),
             XiveSource::NAME => XiveSource::read(payload, sources, &mut self.xive.sources),
-            crate::state::model::End::NAME => {
-                crate::state::model::End::read(payload, ends, &mut self.xive.ends)
-            }
+            super::model::End::NAME => super::model::End::read(payload, ends, &mut self.xive.ends),
             Ring::NAME => Ring::read(payload, servers, &mut self.xive.rings),
             other if section.flags & MANDATORY != 0 => {
                 Err(StreamError::UnknownSection(other.to_owned()))

@@ -306,6 +306,10 @@ impl<S: TableStorage> Words<'_, S> {
                 }
                 runs.next();
             }
+            // A daemon that dies here leaves no number claimed as what it is not: those that go go first, and
+            // those that stay keep their kind.
+            let stay = self.table(Table::Claimed(w)) & claimed;
+            self.set_table(Table::Claimed(w), stay);
             self.set_table(Table::Lsi(w), lsi);
             self.set_table(Table::Msi(w), msi);
             self.set_table(Table::Claimed(w), claimed);

@@ -9,7 +9,7 @@
 //! * [`vcpu`]: connecting vCPUs and their lines.
 //! * [`source`]: claims, irqfds, triggers and levels.
 //! * [`guest`]: what the guest did: hcalls, RTAS, CAS, MMIO.
-//! * [`machine`]: reset, quiesce, state.
+//! * [`machine`]: reset, quiesce, the state that moves.
 
 pub mod bytes;
 pub mod guest;

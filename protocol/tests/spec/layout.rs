@@ -36,6 +36,7 @@ fn header_words_have_their_numbers() {
         (word::MACHINE, "MACHINE"),
         (word::QUIESCE_DEPTH, "QUIESCE_DEPTH"),
         (word::DELIVERED, "DELIVERED"),
+        (word::LOADED, "LOADED"),
     ];
     assert_eq!(found, expected);
     assert_eq!(MACHINE_WORDS, 6);

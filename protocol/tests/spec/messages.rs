@@ -84,7 +84,13 @@ fn messages() -> Vec<Message> {
         message::<MachineReset>(),
         message::<Quiesce>(),
         message::<Resume>(),
+        message::<StateHeader>(),
+        message::<StateCheck>(),
+        message::<StateRead>(),
+        message::<StateAbort>(),
         message::<SetLogLevel>(),
+        message::<StateWrite>(),
+        message::<StateLoad>(),
     ]
 }
 

@@ -1,12 +1,13 @@
 //! The pages as text, and what a test asks of them.
 
 /// Chapter number and text.
-pub const PAGES: [(u32, &str); 5] = [
+pub const PAGES: [(u32, &str); 6] = [
     (1, include_str!("../../SPEC.md")),
     (2, include_str!("../../spec/2-shared-memory.md")),
     (3, include_str!("../../spec/3-data-plane.md")),
     (4, include_str!("../../spec/4-guest-calls.md")),
     (5, include_str!("../../spec/5-sequences.md")),
+    (6, include_str!("../../spec/6-state.md")),
 ];
 
 /// One chapter.
@@ -17,7 +18,7 @@ impl Page {
     /// The chapter with this number.
     pub fn of(chapter: u32) -> Self {
         let found = PAGES.iter().find(|(c, _)| *c == chapter);
-        Self(found.expect("there are five chapters").1)
+        Self(found.expect("there are six chapters").1)
     }
 
     /// A piece of text, wherever lines break in it.
@@ -105,8 +106,17 @@ pub fn requirement(text: &str) -> Option<&str> {
     let id = text.strip_prefix('[')?;
     let id = &id[..id.find(']')?];
     let (letter, number) = id.split_once('-')?;
-    let ok = matches!(letter, "W" | "S" | "P" | "G" | "Q")
+    let ok = matches!(letter, "W" | "S" | "P" | "G" | "Q" | "M")
         && !number.is_empty()
         && number.bytes().all(|b| b.is_ascii_digit());
     ok.then_some(id)
+}
+
+/// A number with commas, as the pages write it.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let first = (digits.len() - 1) % 3 + 1;
+    let (head, tail) = digits.split_at(first);
+    let groups = tail.as_bytes().chunks(3).map(String::from_utf8_lossy);
+    groups.fold(head.to_owned(), |text, group| text + "," + &group)
 }

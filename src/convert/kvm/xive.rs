@@ -3,14 +3,13 @@
 //! KVM has queues of 64 KiB that always notify, for priorities 0 to 6 of vCPUs that exist; NSR and PIPR of a ring
 //! are the hardware's to compute, from IPB and CPPR.
 
-use papr_intc_protocol::layout::words::tima;
 use papr_intc_protocol::state::State;
 use papr_intc_protocol::state::model::*;
 
 use super::attributes::{
     EqConfig, Xive, XiveConfig, XiveSourceAttributes, eq_attribute, xive_source,
 };
-use crate::convert::{ConvertError, Notes, refused};
+use crate::convert::{ConvertError, Notes, os_ring, refused};
 
 /// Log2 of the bytes of every queue.
 const QUEUE_SHIFT: u8 = 16;
@@ -85,10 +84,10 @@ pub fn export(state: &State, notes: &mut Notes) -> Result<Xive, ConvertError> {
     for server in &state.head.servers {
         let ring = state.xive.rings.iter().find(|r| r.server == *server);
         let bytes = ring.map_or(Ring::RESET, |r| r.bytes);
-        if computed(bytes) != bytes {
+        if os_ring::computed(bytes) != bytes {
             let what = format!(
                 "{bytes:#018x} becomes {:#018x}, what hardware makes of IPB and CPPR",
-                computed(bytes)
+                os_ring::computed(bytes)
             );
             notes.add(format!("ring of server {server}"), what);
         }
@@ -113,19 +112,6 @@ fn export_source(source: &XiveSource, lsi: bool, high: bool) -> XiveSourceAttrib
     }
 }
 
-/// A ring of which KVM keeps IPB and CPPR; the rest follows, or never changes.
-fn computed(bytes: u64) -> u64 {
-    let (cppr, ipb) = (tima::cppr(bytes), tima::ipb(bytes));
-    let pipr = if ipb == 0 {
-        0xff
-    } else {
-        ipb.leading_zeros() as u8
-    };
-    let line = if pipr < cppr { tima::NSR_EO } else { 0 };
-    let kept = u64::from(cppr) << tima::CPPR_SHIFT | u64::from(ipb) << tima::IPB_SHIFT;
-    line | kept | Ring::RESET & !0xff | u64::from(pipr)
-}
-
 /// Into the model, whose claims are there.
 pub fn import(from: &Xive, state: &mut State) -> Result<(), ConvertError> {
     for (attribute, config) in &from.queues {
@@ -138,7 +124,7 @@ pub fn import(from: &Xive, state: &mut State) -> Result<(), ConvertError> {
     for (server, vp) in &from.vps {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&vp[..8]);
-        let bytes = computed(u64::from_be_bytes(bytes));
+        let bytes = os_ring::computed(u64::from_be_bytes(bytes));
         if bytes != Ring::RESET {
             let server = *server;
             state.xive.rings.push(Ring { server, bytes });

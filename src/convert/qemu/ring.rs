@@ -4,7 +4,7 @@ use papr_intc_protocol::layout::words::tima;
 use papr_intc_protocol::state::model::Ring;
 
 use super::vcpus::{NVT_BASE, W2, W2_VALID};
-use crate::convert::Notes;
+use crate::convert::{Notes, os_ring};
 
 /// NSR to PIPR of the OS ring.
 const OS: std::ops::Range<usize> = 0x10..0x18;
@@ -17,7 +17,7 @@ const PHYS_PIPR: usize = 0x37;
 pub fn read(server: u32, regs: &[u8; 64], notes: &mut Notes) -> Option<Ring> {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&regs[OS]);
-    let ring = Ring {
+    let mut ring = Ring {
         server,
         bytes: u64::from_be_bytes(bytes) & !tima::AGE,
     };
@@ -25,6 +25,12 @@ pub fn read(server: u32, regs: &[u8; 64], notes: &mut Notes) -> Option<Ring> {
     kept[OS_AGE] = regs[OS_AGE];
     if kept != *regs {
         let what = "what is not of the OS ring, or only of the hypervisor's, is dropped";
+        notes.add(format!("ring of server {server}"), what);
+    }
+    // In QEMU's own model PIPR follows from IPB always; KVM leaves there what it last saw.
+    if tima::pipr(ring.bytes) != os_ring::pipr(ring.bytes) {
+        ring.bytes = os_ring::computed(ring.bytes);
+        let what = "PIPR does not follow from IPB, as KVM leaves it: computed anew";
         notes.add(format!("ring of server {server}"), what);
     }
     (ring.bytes != Ring::RESET).then_some(ring)
@@ -77,6 +83,15 @@ mod tests {
         let ring = read(24, &regs, &mut notes).unwrap();
         assert_eq!(ring.bytes, 0x8007_02ff_ff00_0006);
         assert_eq!((write(&ring), notes.0.len()), (regs, 0));
+    }
+
+    #[test]
+    fn a_ring_as_kvm_leaves_it_is_computed() {
+        let mut regs = reset();
+        regs[0x10..0x18].copy_from_slice(&[0, 7, 2, 0, 0xff, 0, 0, 0]);
+        let mut notes = Notes::default();
+        let ring = read(24, &regs, &mut notes).unwrap();
+        assert_eq!((ring.bytes, notes.0.len()), (0x8007_02ff_ff00_0006, 1));
     }
 
     #[test]
