@@ -207,8 +207,8 @@ impl Intc {
     /// [`GuestRam::memory`]) and, while logging is on, by the daemon. They are copied after this, not before.
     ///
     /// Needs no daemon, and can be called at any time from any thread. It looks through all of both logs: some 0.15 ms for
-    /// each GiB of RAM. The set is final only if it was taken while the
-    /// machine was quiesced ([`quiesce`](Self::quiesce)) and no device of the VMM writes.
+    /// each GiB of RAM. The set is final only if it was taken while the machine was quiesced
+    /// ([`quiesce`](Self::quiesce)) and no device of the VMM writes.
     ///
     /// This clears the bitmaps of [`GuestRam::memory`]: a VMM that reads those itself loses to whoever comes
     /// first.
