@@ -33,6 +33,7 @@ fn what_is_pending_survives_qemus_own_migration() {
         let mut loaded = subject.load(&saved.stream).unwrap();
         subject.assert_loaded(&mut loaded, &saved.pic);
         subject.assert_same(&saved.after, &subject.take(&mut loaded));
+        println!("{}", subject.summary(&saved));
     }
 }
 

@@ -19,6 +19,7 @@ use super::guest::{CPUS, FAULT, TURN};
 const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
+const CPU: &str = "power9_v2.0";
 /// Speculation that this emulation does not tame; named, so that QEMU does not warn.
 const MITIGATIONS: &str = "cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off";
 
@@ -94,7 +95,7 @@ impl Qemu {
         command
             .arg("-machine")
             .arg(machine)
-            .args(["-cpu", "power9", "-m", "256M"])
+            .args(["-cpu", CPU, "-m", "256M"])
             .args(["-accel", "tcg,thread=single"])
             .args(["-nodefaults", "-display", "none", "-no-user-config"])
             .arg("-bios")
@@ -111,8 +112,8 @@ impl Qemu {
             command.args(["-device", &format!("edu,addr={slot}")]);
         }
         if shape.late_vcpu {
-            let vcpu = "power9_v2.0-spapr-cpu-core,core-id=1";
-            command.args(["-smp", "1,maxcpus=2", "-device", vcpu]);
+            let vcpu = format!("{CPU}-spapr-cpu-core,core-id=1");
+            command.args(["-smp", "1,maxcpus=2", "-device", &vcpu]);
         } else {
             command.args(["-smp", "2"]);
         }
@@ -244,7 +245,10 @@ fn connect(path: &Path) -> UnixStream {
     let deadline = Instant::now() + LIMIT;
     loop {
         match UnixStream::connect(path) {
-            Ok(stream) => return stream,
+            Ok(stream) => {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                return stream;
+            }
             Err(e) => assert!(Instant::now() < deadline, "QMP: {e}"),
         }
         thread::sleep(POLL);

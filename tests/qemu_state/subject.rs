@@ -66,13 +66,6 @@ impl Subject {
         let after = self.take(&mut qemu);
         qemu.stop();
         let pic_after = self.pic(&mut qemu);
-        let counts = (self.scenario.classes.len(), self.delivered(&after));
-        println!(
-            "{}: {} classes, {} delivered",
-            self.name(),
-            counts.0,
-            counts.1
-        );
         Saved {
             stream,
             pic,
@@ -88,11 +81,12 @@ impl Subject {
         Pic::parse(&qemu.info_pic())
     }
 
-    /// Interrupts that the second half took.
-    fn delivered(&self, after: &Outcomes) -> usize {
-        let steps = self.program.after.iter().zip(after);
+    /// A line about a guest that was saved.
+    pub fn summary(&self, saved: &Saved) -> String {
+        let steps = self.program.after.iter().zip(&saved.after);
         let delivered = steps.filter(|(step, outcome)| step.op.delivered(outcome));
-        delivered.count()
+        let (classes, delivered) = (self.scenario.classes.len(), delivered.count());
+        format!("{}: classes={classes} delivered={delivered}", self.name())
     }
 
     /// Runs the first half, and stops.
