@@ -5,8 +5,11 @@
 //! one after it begins when RESUME opens the gate. A load stores every word. A daemon that dies meanwhile
 //! leaves the flag LOADING and an open journal, and its successor puts the machine back to reset.
 
+use std::sync::Arc;
+
 use papr_intc_protocol::layout::Compat;
 use papr_intc_protocol::layout::header::{Mode, State as Word, incompat, word};
+use papr_intc_protocol::layout::mapped::OwnedStorage;
 use papr_intc_protocol::plane::Host;
 use papr_intc_protocol::state::model::{Claims as Run, Head, Kind, State, level_name};
 use papr_intc_protocol::state::stream::{MAX_STREAM, StreamError};
@@ -16,13 +19,14 @@ use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::{Rest, Text, Wire};
 
 use super::journal::{Operation, Ticket};
-use super::{Control, Core, Refused, Words};
+use super::{Control, Core, Refused};
 use crate::memory::QueueMemory;
 
 impl<M: QueueMemory> Core<M> {
-    fn words(&self) -> StateWords<'_, Words> {
+    /// The words themselves: nothing is staged while a state moves.
+    fn words(&self) -> StateWords<'_, Arc<OwnedStorage>> {
         StateWords::new(
-            self.plane.storage(),
+            self.plane.storage().shared(),
             self.plane.machine(),
             self.plane.geometry(),
         )
@@ -116,7 +120,10 @@ impl<M: QueueMemory> Core<M> {
     }
 
     /// Our claims without the IPIs, which belong to the machine and are what XIVE brings.
-    fn own_claims(&self, words: &StateWords<'_, Words>) -> impl Iterator<Item = Run> + use<M> {
+    fn own_claims(
+        &self,
+        words: &StateWords<'_, Arc<OwnedStorage>>,
+    ) -> impl Iterator<Item = Run> + use<M> {
         let ipis = self
             .machine()
             .ic_mode

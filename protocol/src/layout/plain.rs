@@ -41,9 +41,11 @@ impl PlainStorage {
 
 impl Storage for PlainStorage {
     type Word = AtomicU64;
+    #[inline]
     fn page(&self, at: Page) -> &AtomicU64 {
         &self.pages[(self.geometry.page_offset(at) / 8) as usize]
     }
+    #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
         self.table_word(at).load(order)
     }
@@ -56,6 +58,7 @@ impl Storage for PlainStorage {
 }
 
 impl TableStorage for PlainStorage {
+    #[inline]
     fn table_word(&self, at: Table) -> &AtomicU64 {
         &self.tables[(self.geometry.table_offset(at) / 8) as usize]
     }

@@ -90,8 +90,8 @@ struct InputsMessage {
 struct XicsSourcesMessage {
     #[prost(uint32, repeated, tag = "1")]
     runs: Vec<u32>,
-    #[prost(uint32, repeated, tag = "2")]
-    server: Vec<u32>,
+    #[prost(bytes = "vec", tag = "2")]
+    server: Words32,
     #[prost(bytes = "vec", tag = "3")]
     priority: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
@@ -120,10 +120,10 @@ struct XiveSourcesMessage {
     runs: Vec<u32>,
     #[prost(bytes = "vec", tag = "2")]
     flags: Vec<u8>,
-    #[prost(fixed32, repeated, tag = "3")]
-    end: Vec<u32>,
-    #[prost(fixed32, repeated, tag = "4")]
-    eisn: Vec<u32>,
+    #[prost(bytes = "vec", tag = "3")]
+    end: Words32,
+    #[prost(bytes = "vec", tag = "4")]
+    eisn: Words32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -147,6 +147,9 @@ struct RingsMessage {
     #[prost(fixed64, repeated, tag = "2")]
     ring: Vec<u64>,
 }
+
+/// A column of packed fixed32, which on the wire is its values' little-endian bytes: they are moved as such.
+type Words32 = Vec<u8>;
 
 /// A list of the model as one kind of section.
 pub(super) trait Columns: Sized {
@@ -230,11 +233,55 @@ fn after(last: Option<u32>) -> u32 {
 }
 
 /// A column, left out if it is all zeros.
-fn column<T: Copy + PartialEq + Default>(values: impl Iterator<Item = T> + Clone) -> Vec<T> {
-    if values.clone().all(|v| v == T::default()) {
-        return Vec::new();
+fn column<T: Copy + PartialEq + Default>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut column: Vec<T> = values.collect();
+    if column.iter().all(|v| *v == T::default()) {
+        column.clear();
     }
-    values.collect()
+    column
+}
+
+/// The same as packed fixed32.
+fn words(values: impl Iterator<Item = u32>) -> Words32 {
+    let mut bytes = Vec::with_capacity(values.size_hint().0 * 4);
+    let mut any = 0;
+    values.for_each(|value| {
+        any |= value;
+        bytes.extend_from_slice(&value.to_le_bytes());
+    });
+    if any == 0 {
+        bytes.clear();
+    }
+    bytes
+}
+
+/// A column of packed fixed32 of `n` values as it was read.
+struct ReadWords<'a>(&'a [u8]);
+
+impl<'a> ReadWords<'a> {
+    fn new(
+        section: &'static str,
+        name: &str,
+        bytes: &'a [u8],
+        n: usize,
+    ) -> Result<Self, StreamError> {
+        if bytes.is_empty() {
+            return Ok(Self(bytes));
+        }
+        if bytes.len() != n * 4 {
+            let what = format!("column {name} has {} bytes for {n} entries", bytes.len());
+            return Err(bad(section, what));
+        }
+        if bytes.iter().all(|b| *b == 0) {
+            let what = format!("column {name} is all zeros and not left out");
+            return Err(bad(section, what));
+        }
+        Ok(Self(bytes))
+    }
+    fn at(&self, i: usize) -> u32 {
+        let bytes = self.0.get(i * 4..).and_then(|rest| rest.first_chunk());
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
 }
 
 /// A column of `n` values as it was read.
@@ -386,7 +433,7 @@ impl Columns for XicsSource {
         let status = |s: &Self| bits(&[(s.sent, 1), (s.rejected, 2), (s.masked_pending, 4)]);
         let message = XicsSourcesMessage {
             runs: runs(entries.iter().map(|s| s.irq)),
-            server: column(entries.iter().map(|s| u32::from(s.server))),
+            server: words(entries.iter().map(|s| s.server.into())),
             priority: column(entries.iter().map(|s| s.priority)),
             saved: column(entries.iter().map(|s| s.saved)),
             status: column(entries.iter().map(status)),
@@ -402,10 +449,11 @@ impl Columns for XicsSource {
             after(into.last().map(|e| e.irq))..limit,
         )?;
         let n = numbers.len();
-        let server = Read::new(Self::NAME, "server", &m.server, n)?;
+        let server = ReadWords::new(Self::NAME, "server", &m.server, n)?;
         let priority = Read::new(Self::NAME, "priority", &m.priority, n)?;
         let saved = Read::new(Self::NAME, "saved", &m.saved, n)?;
         let status = Read::new(Self::NAME, "status", &m.status, n)?;
+        into.reserve(n);
         for (i, irq) in numbers.into_iter().enumerate() {
             let s = known(Self::NAME, status.at(i), 7)?;
             let server = u16::try_from(server.at(i))
@@ -469,8 +517,8 @@ impl Columns for XiveSource {
         let message = XiveSourcesMessage {
             runs: runs(entries.iter().map(|s| s.lisn)),
             flags: column(entries.iter().map(flags)),
-            end: column(entries.iter().map(|s| s.end)),
-            eisn: column(entries.iter().map(|s| s.eisn)),
+            end: words(entries.iter().map(|s| s.end)),
+            eisn: words(entries.iter().map(|s| s.eisn)),
         };
         encode(&message, out);
     }
@@ -484,8 +532,9 @@ impl Columns for XiveSource {
         )?;
         let n = numbers.len();
         let flags = Read::new(Self::NAME, "flags", &m.flags, n)?;
-        let end = Read::new(Self::NAME, "end", &m.end, n)?;
-        let eisn = Read::new(Self::NAME, "eisn", &m.eisn, n)?;
+        let end = ReadWords::new(Self::NAME, "end", &m.end, n)?;
+        let eisn = ReadWords::new(Self::NAME, "eisn", &m.eisn, n)?;
+        into.reserve(n);
         for (i, lisn) in numbers.into_iter().enumerate() {
             let f = known(Self::NAME, flags.at(i), 7)?;
             into.push(Self {

@@ -370,6 +370,8 @@ impl State {
     pub fn encode(&self) -> Result<Vec<u8>, StreamError> {
         self.validate()?;
         let mut out = self.head.encode()?;
+        // Bytes of entries, about.
+        out.reserve(self.xics.sources.len() * 8 + self.xive.sources.len() * 10 + 4096);
         let sections = 1
             + list(&mut out, &self.claims)
             + list(&mut out, &self.inputs)

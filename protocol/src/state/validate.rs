@@ -194,6 +194,7 @@ impl Checker<'_> {
             "on a machine without XICS"
         );
         ascending("xics source", sources.iter().map(|s| s.irq))?;
+        let mut claims = self.state.claims.iter().peekable();
         for s in sources {
             let item = || format!("xics source {:#x}", s.irq);
             let base = self.geometry.xics_base();
@@ -217,7 +218,9 @@ impl Checker<'_> {
                 s.priority,
                 s.saved
             );
-            let kind = self.state.kind(irq);
+            while claims.next_if(|run| run.first + run.count <= irq).is_some() {}
+            let run = claims.peek().filter(|run| run.first <= irq);
+            let kind = run.map(|run| run.kind);
             must!(
                 !s.sent || kind == Some(Kind::Lsi),
                 item(),

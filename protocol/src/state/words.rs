@@ -101,54 +101,51 @@ impl<'a, S: Storage> Words<'a, S> {
             xics: Xics::default(),
             xive: Xive::default(),
         };
-        let (ic_mode, active) = (self.machine.ic_mode, state.head.active);
-        state.inputs = self.inputs(&state.claims, active);
+        let ic_mode = self.machine.ic_mode;
+        // Numbers whose words hold something from outside; from each controller's words, rising.
+        let mut touched = Vec::new();
         if ic_mode.has_xics() {
             state.xics = Xics {
-                sources: self.xics_sources(),
+                sources: self.xics_sources(&mut touched),
                 icps: self.icps(&state.head.servers),
             };
         }
         if ic_mode.has_xive() {
             state.xive = Xive {
-                sources: self.xive_sources(),
+                sources: self.xive_sources(&mut touched),
                 ends: self.ends(),
                 rings: self.rings(&state.head.servers),
             };
         }
+        touched.sort_unstable();
+        touched.dedup();
+        let input = |lisn: &u32| self.input(*lisn, state.kind(*lisn)?, state.head.active);
+        state.inputs = touched.iter().filter_map(input).collect();
         state
     }
 
     /// Levels are the active controller's, as long as LATCHED and RESAMPLE_DUE are anybody's: a switch may
     /// have left them in the other one's word.
-    fn inputs(&self, claims: &[Claims], active: Mode) -> Vec<Input> {
-        let mut inputs = Vec::new();
-        for run in claims {
-            for lisn in run.first..run.first + run.count {
-                let (xive, xics) = self.input_words(lisn);
-                let (vmm, irqfd) = match active {
-                    Mode::Xive => (xive & source::LEVEL_VMM, xive & source::LEVEL_IRQFD),
-                    Mode::Xics => (xics & ics::LEVEL_VMM, xics & ics::LEVEL_IRQFD),
-                };
-                let lsi = run.kind == Kind::Lsi;
-                let due = xive & source::RESAMPLE_DUE | xics & ics::RESAMPLE_DUE;
-                let input = Input {
-                    lisn,
-                    level_vmm: lsi && vmm != 0,
-                    level_irqfd: lsi && irqfd != 0,
-                    latched: xive & source::LATCHED | xics & ics::LATCHED != 0,
-                    resample_due: lsi && due != 0,
-                };
-                let idle = Input {
-                    lisn,
-                    ..Input::default()
-                };
-                if input != idle {
-                    inputs.push(input);
-                }
-            }
-        }
-        inputs
+    fn input(&self, lisn: u32, kind: Kind, active: Mode) -> Option<Input> {
+        let (xive, xics) = self.input_words(lisn);
+        let (vmm, irqfd) = match active {
+            Mode::Xive => (xive & source::LEVEL_VMM, xive & source::LEVEL_IRQFD),
+            Mode::Xics => (xics & ics::LEVEL_VMM, xics & ics::LEVEL_IRQFD),
+        };
+        let lsi = kind == Kind::Lsi;
+        let due = xive & source::RESAMPLE_DUE | xics & ics::RESAMPLE_DUE;
+        let input = Input {
+            lisn,
+            level_vmm: lsi && vmm != 0,
+            level_irqfd: lsi && irqfd != 0,
+            latched: xive & source::LATCHED | xics & ics::LATCHED != 0,
+            resample_due: lsi && due != 0,
+        };
+        let idle = Input {
+            lisn,
+            ..Input::default()
+        };
+        (input != idle).then_some(input)
     }
 
     /// The words of a source in XIVE and XICS; 0 where it has none.
@@ -166,11 +163,15 @@ impl<'a, S: Storage> Words<'a, S> {
         (xive, xics)
     }
 
-    fn xics_sources(&self) -> Vec<XicsSource> {
+    fn xics_sources(&self, touched: &mut Vec<u32>) -> Vec<XicsSource> {
         let kept = 0xffff_ffff | ics::SENT | ics::REJECTED | ics::MASKED_PENDING;
-        let mut sources = Vec::new();
+        // Room that is not used is not memory.
+        let mut sources = Vec::with_capacity(self.geometry.ics_sources() as usize);
         for index in 0..self.geometry.ics_sources() {
             let word = self.page(Page::IcsSource(index));
+            if word & all(XICS_INPUT) != 0 {
+                touched.push(self.geometry.xics_base() + index);
+            }
             if word & kept == ics::RESET {
                 continue;
             }
@@ -202,8 +203,8 @@ impl<'a, S: Storage> Words<'a, S> {
         servers.iter().map(of).filter(used).collect()
     }
 
-    fn xive_sources(&self) -> Vec<XiveSource> {
-        let mut sources = Vec::new();
+    fn xive_sources(&self, touched: &mut Vec<u32>) -> Vec<XiveSource> {
+        let mut sources = Vec::with_capacity(self.geometry.sources() as usize);
         let mut claimed = 0;
         for lisn in 0..self.geometry.sources() {
             if lisn.is_multiple_of(64) {
@@ -211,6 +212,9 @@ impl<'a, S: Storage> Words<'a, S> {
             }
             let (eas, word) = (self.table(Table::Eas(lisn)), self.page(Page::Source(lisn)));
             let is_claimed = claimed >> (lisn % 64) & 1 == 1;
+            if word & all(XIVE_INPUT) != 0 {
+                touched.push(lisn);
+            }
             // Most are as after reset, and their words say so at a glance.
             let reset = if is_claimed {
                 eas::VALID | eas::MASKED
@@ -461,6 +465,10 @@ const XIVE_INPUT: InputBits = [
     source::LATCHED,
     source::RESAMPLE_DUE,
 ];
+
+const fn all(bits: InputBits) -> u64 {
+    bits[0] | bits[1] | bits[2] | bits[3]
+}
 
 fn input_bits(input: &Input, bits: InputBits) -> u64 {
     let held = [
