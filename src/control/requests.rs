@@ -360,7 +360,10 @@ impl<M: QueueMemory + Clone> Control<M> {
             StateLoad::CODE => self
                 .state_load(&StateLoad::from_bytes(payload)?, ticket)
                 .map(|r| Served::reply(&r)),
-            StateAbort::CODE => self.state_abort(ticket).map(|()| Served::reply(&())),
+            StateAbort::CODE => {
+                StateAbort::from_bytes(payload)?;
+                self.abort_state(Some(ticket)).map(|()| Served::reply(&()))
+            }
             SetLogLevel::CODE => {
                 let filter = SetLogLevel::from_bytes(payload)?.filter.0;
                 let level = filter

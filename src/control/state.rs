@@ -315,12 +315,8 @@ impl<M: QueueMemory + Clone> Control<M> {
         Ok(())
     }
 
-    pub(super) fn state_abort(&mut self, ticket: Ticket) -> Result<(), Refused> {
-        self.abort_state(Some(ticket))
-    }
-
     /// A source forgets what was taken; a destination what came, and is back to reset.
-    pub fn abort_state(&mut self, ticket: Option<Ticket>) -> Result<(), Refused> {
+    pub(super) fn abort_state(&mut self, ticket: Option<Ticket>) -> Result<(), Refused> {
         self.forget_states();
         let core = self.core()?;
         if core.is_loaded() && core.depth() > 0 {

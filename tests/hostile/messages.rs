@@ -14,7 +14,7 @@ use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::source::*;
 use papr_intc_protocol::wire::vcpu::*;
 use papr_intc_protocol::wire::{
-    MAX_BODY, MAX_STANDARD_BODY, REQUESTS, RESERVED, Request, RequestHead, Text, Wire,
+    MAX_BODY, MAX_STANDARD_BODY, REQUESTS, RESERVED, Request, RequestHead, Rest, Text, Wire,
 };
 
 use crate::harness::client::{Client, errno, hello};
@@ -131,7 +131,28 @@ fn samples(guest: &Guest) -> Vec<Sample> {
             zero,
         }),
         sample(&Resume { executor: 0, zero }),
+        sample(&StateHeader { compat: 0, zero }),
+        with_tail(
+            &StateCheck {
+                head: Rest(vec![0; 9]),
+            },
+            9,
+        ),
+        sample(&StateRead {
+            offset: 0,
+            length: 100,
+            zero,
+        }),
+        sample(&StateAbort {}),
         with_tail(&SetLogLevel { filter }, 5),
+        with_tail(
+            &StateWrite {
+                offset: 0,
+                bytes: Rest(vec![0; 9]),
+            },
+            9,
+        ),
+        sample(&StateLoad { total: 9 }),
     ]
 }
 

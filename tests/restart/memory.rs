@@ -73,7 +73,7 @@ fn damaged_foreign_or_unsealed_memory_is_refused_unchanged() {
     let words = [
         (word::MAGIC, 0, libc::EUCLEAN),
         (word::VERSIONS, 99, libc::EPROTONOSUPPORT),
-        (word::INCOMPAT_FLAGS, 1, libc::EPROTONOSUPPORT),
+        (word::INCOMPAT_FLAGS, 2, libc::EPROTONOSUPPORT),
         (word::MACHINE, u64::MAX, libc::EUCLEAN),
         (word::MACHINE + 1, u64::MAX, libc::EUCLEAN),
         (word::GENERATION, 7, libc::EUCLEAN),

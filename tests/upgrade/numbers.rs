@@ -125,7 +125,7 @@ fn memory_in_which_the_next_version_used_something_new_is_not_rolled_back() {
     assert_eq!(refused.errno(), Errno::EPROTONOSUPPORT as i32);
     let text = refused.to_string();
     assert!(
-        text.contains("CHECK_SHM") && text.contains("0x8000000000000000") && text.contains("0x0"),
+        text.contains("CHECK_SHM") && text.contains("0x8000000000000000") && text.contains("0x1"),
         "{text}"
     );
     assert_eq!(bench.intc.daemon_pid(), serving, "the old one was touched");
