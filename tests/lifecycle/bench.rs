@@ -210,6 +210,14 @@ impl Bench {
         }
     }
 
+    /// Returns when `count` daemons have come back, no more: it is counted after the first answers.
+    pub fn await_restarts(&self, count: u64) {
+        while self.intc.restarts() < count {
+            std::thread::yield_now();
+        }
+        assert_eq!(self.intc.restarts(), count);
+    }
+
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = self.intc.daemon_pid().expect("there is no daemon");
         let pid = nix::unistd::Pid::from_raw(pid as i32);

@@ -153,6 +153,27 @@ fn a_section_that_comes_twice_or_too_late_is_refused() {
     assert!(State::decode(&more).is_err());
 }
 
+#[test]
+fn the_order_of_the_sections_between_head_and_end_says_nothing() {
+    for seed in 0..50 {
+        let state = some_state(seed, 60);
+        let bytes = state.encode().unwrap();
+        let mut sections = Sections::new(&bytes).unwrap();
+        let mut pieces = Vec::new();
+        let mut start = MAGIC.len();
+        while sections.next_section().unwrap().is_some() {
+            pieces.push(&bytes[start..sections.position()]);
+            start = sections.position();
+        }
+        let mut rng = Rng::new(seed);
+        for last in (2..pieces.len() - 1).rev() {
+            pieces.swap(last, 1 + rng.below(last as u32) as usize);
+        }
+        let shuffled = [MAGIC.as_slice(), &pieces.concat()].concat();
+        assert_eq!(State::decode(&shuffled), Ok(state), "seed {seed}");
+    }
+}
+
 /// A few bytes that name all entries again and again would be a lot of memory.
 #[test]
 fn entries_that_were_named_before_are_refused() {
