@@ -1,6 +1,6 @@
 //! Interrupt-controller state of others, from and to the neutral model (`papr_intc_protocol::state`).
 //!
-//! * [`command`]: `papr-intc state`; [`file`]: formats of files; [`show`], [`json`]: a state for people and programs.
+//! * [`command`]: `papr-intc state`; [`mod@file`]: formats of files; [`show`], [`json`]: a state for people and programs.
 //! * [`qemu`]: a QEMU 7.2 migration stream, whole.
 //! * [`kvm`]: device attributes of KVM, as a JSON document.
 //! * [`inputs`]: what only we carry, settled before a state goes elsewhere; [`os_ring`]: what KVM computes.
