@@ -64,7 +64,7 @@ static unsigned replace_hypercall(void)
         unsigned here;
         if (machines++ == 0) {
             at = here = hypercall_word(words, "spapr-machine");
-            *(uintptr_t *)&hypercall_original = words[at];
+            memcpy(&hypercall_original, &words[at], sizeof hypercall_original);
         } else {
             here = at;
         }
