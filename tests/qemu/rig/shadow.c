@@ -26,6 +26,8 @@
 #define SHOWN 20
 #define WORDS 512
 
+bool shadow_inside;
+
 /* The operation under way. */
 static struct {
     char words[WORDS], theirs[WORDS], ours[WORDS];
