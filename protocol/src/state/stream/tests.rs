@@ -174,6 +174,40 @@ fn the_order_of_the_sections_between_head_and_end_says_nothing() {
     }
 }
 
+#[test]
+fn a_head_that_is_too_long_or_would_spoil_a_log_line_is_refused_and_not_written() {
+    let state = some_state(1, 30);
+    for producer in [
+        "x".repeat(validate::MAX_PRODUCER + 1),
+        "a\nb".into(),
+        "\x1b[2J".into(),
+    ] {
+        let head = Head {
+            producer,
+            ..state.head.clone()
+        };
+        assert!(head.encode().is_err());
+        let mut message = state.head.to_message().unwrap();
+        message.producer = head.producer;
+        assert!(Head::from_message(message).is_err());
+    }
+    // Longer than a head by what no reader knows.
+    let mut out = MAGIC.to_vec();
+    section(&mut out, HEAD, |out| {
+        columns::encode(&state.head.to_message().unwrap(), out);
+        let unknown = MAX_HEAD as u32;
+        out.extend([
+            0xfa,
+            0x01,
+            unknown as u8 | 0x80,
+            (unknown >> 7) as u8 | 0x80,
+            (unknown >> 14) as u8,
+        ]);
+        out.resize(out.len() + MAX_HEAD, 0);
+    });
+    assert!(matches!(Head::decode(&out), Err(StreamError::TooLong(_))));
+}
+
 /// A few bytes that name all entries again and again would be a lot of memory.
 #[test]
 fn entries_that_were_named_before_are_refused() {
