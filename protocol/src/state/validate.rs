@@ -205,7 +205,9 @@ impl<'a> Checker<'a> {
                 let ipis = machine.ic_mode.has_xive()
                     && (run.first, run.count, run.kind) == (0, machine.servers, Kind::Edge);
                 // The IPIs may touch the next run, if the servers reach the base.
-                let joined = machine.servers == machine.xics_base
+                let joined = machine.ic_mode.has_xive()
+                    && machine.servers == machine.xics_base
+                    && run.count >= machine.servers
                     && (run.first, run.kind) == (0, Kind::Edge);
                 must!(
                     ipis || joined,

@@ -421,6 +421,40 @@ fn golden_dual() -> State {
     state
 }
 
+#[test]
+fn the_ipis_are_claimed_on_machines_with_xive_and_on_no_others() {
+    for servers in [4, 16] {
+        for ic_mode in [IcMode::Xics, IcMode::Xive, IcMode::Dual] {
+            let machine = Machine {
+                sources: 64,
+                xics_base: 16,
+                ..Machine::pseries(ic_mode, Compat::Papr1, servers)
+            };
+            for count in [0, 1, servers - 1, servers, servers + 1] {
+                let mut state = State::reset(Head::new("test", machine));
+                state.claims.clear();
+                let (first, kind) = (0, Kind::Edge);
+                if count > 0 {
+                    state.claims.push(Claims { first, count, kind });
+                }
+                state.head.fixed = fixed(&state.claims);
+                // Beyond the IPIs it is another claim, if XICS's numbers begin there.
+                let joined = count > servers && servers == machine.xics_base;
+                let right = match ic_mode.has_xive() {
+                    true => count == servers || joined,
+                    false => count == 0,
+                };
+                let said = state.validate();
+                assert_eq!(
+                    said.is_ok(),
+                    right,
+                    "{ic_mode:?}, {count} of {servers}: {said:?}"
+                );
+            }
+        }
+    }
+}
+
 /// Streams of releases: kept for ever, in `vectors/state`.
 fn golden() -> Vec<(&'static str, State)> {
     let reset = |ic_mode, compat| {
