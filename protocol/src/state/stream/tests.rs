@@ -455,6 +455,20 @@ fn the_ipis_are_claimed_on_machines_with_xive_and_on_no_others() {
     }
 }
 
+/// A list of three sections, of which the second begins where the first ended: a gap is counted from 0 in each. All
+/// columns are zeros, and left out.
+fn golden_cut_list() -> State {
+    let mut machine = Machine::pseries(IcMode::Xive, Compat::Papr1, 2);
+    machine.sources = 0x1_0000;
+    let mut state = State::reset(Head::new("papr-intc 0.1.0", machine));
+    let on = |lisn| XiveSource {
+        pq: 0,
+        ..XiveSource::reset(lisn, false)
+    };
+    state.xive.sources = (0x100..0xa000).map(on).collect();
+    state
+}
+
 /// Streams of releases: kept for ever, in `vectors/state`.
 fn golden() -> Vec<(&'static str, State)> {
     let reset = |ic_mode, compat| {
@@ -470,6 +484,7 @@ fn golden() -> Vec<(&'static str, State)> {
         ("1-cold-xive", reset(IcMode::Xive, Compat::Papr1)),
         ("1-cold-dual", reset(IcMode::Dual, Compat::Papr1)),
         ("1-one-of-everything", golden_dual()),
+        ("1-cut-list", golden_cut_list()),
     ]
 }
 
@@ -490,5 +505,5 @@ fn golden_streams_are_read_and_written_as_ever() {
         assert_eq!(state.encode().unwrap(), kept, "{}", file.display());
         count += 1;
     }
-    assert!(count >= 5, "{count} golden streams");
+    assert!(count >= 6, "{count} golden streams");
 }
