@@ -15,6 +15,8 @@ use std::thread;
 use harness::Daemon;
 use harness::client::Client;
 use harness::guest::*;
+use nix::fcntl::OFlag;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use papr_intc_protocol::papr::codes::opcode;
 use papr_intc_protocol::wire::handshake::executor;
 use papr_intc_protocol::wire::machine::{Quiesce, Resume, StateAbort, StateRead};
@@ -213,20 +215,13 @@ fn a_damaged_state_is_refused_at_the_check_and_a_good_one_is_taken_after_it() {
 fn a_descriptor_that_cannot_be_read_or_written_costs_the_transfer_alone() {
     let (daemon, vmm, guest) = machine_of(0x2000);
     with_pending(&guest);
-    let path = |flags| nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty()).unwrap();
-    let no_use: [fn() -> OwnedFd; 3] = [
-        || {
-            OwnedFd::from(
-                nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty())
-                    .unwrap()
-                    .0,
-            )
-        },
-        || OwnedFd::from(std::io::pipe().unwrap().0),
-        || OwnedFd::from(File::open("/").unwrap()),
+    let path = OFlag::O_PATH;
+    let all = [
+        Epoll::new(EpollCreateFlags::empty()).unwrap().0,
+        OwnedFd::from(std::io::pipe().unwrap().0),
+        OwnedFd::from(File::open("/").unwrap()),
+        nix::fcntl::open("/", path, nix::sys::stat::Mode::empty()).unwrap(),
     ];
-    let mut all: Vec<OwnedFd> = no_use.iter().map(|make| make()).collect();
-    all.push(path(nix::fcntl::OFlag::O_PATH));
     for fd in all {
         for direction in [Direction::SAVE, Direction::LOAD] {
             let fd = fd.try_clone().unwrap();
