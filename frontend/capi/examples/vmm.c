@@ -66,8 +66,8 @@ static void boot(papr_intc_vcpu *vcpu, int xive)
     printf("CAS: %s, device tree of %zu bytes\n", reply.mode == PAPR_INTC_MODE_XIVE ? "XIVE" : "XICS", reply.fdt.size);
     papr_intc_buffer_free(&reply.fdt);
     if (xive) {
-        uint64_t queue[9] = {0, 0, PRIORITY, QUEUE, QUEUE_ORDER};
-        uint64_t source[9] = {0, LISN, 0, PRIORITY, LISN};
+        uint64_t queue[9] = {1 /* notify always */, 0, PRIORITY, QUEUE, QUEUE_ORDER};
+        uint64_t source[9] = {2 /* with a number for the queue */, LISN, 0, PRIORITY, LISN};
         uint64_t old;
         if (hcall(vcpu, H_INT_SET_QUEUE_CONFIG, queue) || hcall(vcpu, H_INT_SET_SOURCE_CONFIG, source))
             must(-1, "the route");

@@ -1,8 +1,46 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
  *
- * papr-intc: the interrupt controller (XICS and XIVE) of an sPAPR guest in a process of its own.
+ * papr-intc: the interrupt controllers (XICS and XIVE) of an sPAPR guest in a process of their own, the
+ * daemon. A VMM links this library: it starts daemons, keeps one alive, and in mapped mode runs the data plane
+ * itself.
  *
- * Made by cbindgen from the Rust sources beside this file: change those.
+ * Made by cbindgen from the Rust sources (frontend/capi/src): change those.
+ *
+ * Errors: functions that return an int return 0, or what their comment says, or a negative errno; then
+ * papr_intc_last_error() says in words what is wrong. Everywhere:
+ *   -EINVAL      a pointer that must not be NULL is, a struct's size is wrong, a number is out of range
+ *   -ESHUTDOWN   after papr_intc_shutdown
+ *   -ECANCELED   cancelled by the VMM (papr_intc_set_cancelled): the same call, made again, goes on
+ *   -ENODEV      no daemon could be started any more; what needs none goes on
+ *   -EDEADLK     called from write_u32; or on the front-end's watch thread, and a daemon is needed
+ *   -EIO         a defect of this library: a panic, which is stopped here. Shut the controller down
+ * and what the daemon or the system says of the request itself.
+ *
+ * Daemons that are away: a call that needs one waits for the next, and runs once. In mapped mode that is only
+ * what configures: claims, CAS, resets, H_INT_* of configuration, state. What runs without: papr_intc_trigger,
+ * papr_intc_set_irq, loads and stores, the calls that accept and end interrupts, papr_intc_pending, irqfds.
+ *
+ * Threads: every function may be called from any thread, those with a vCPU by one thread at a time for each
+ * vCPU, with the exceptions that papr_intc_vcpu names. Callbacks are called with no lock of this library held:
+ * they may call any function but papr_intc_free. On which threads, see papr_intc_callbacks. The exception is
+ * write_u32, which is called in the middle of a step and must only store.
+ *
+ * A VMM with one big lock can hold it over any call that needs no daemon, and over the others if no callback
+ * takes it: a callback that has to take it on a thread of the front-end's own would wait for a caller that
+ * waits for that thread. Such a VMM leaves kick empty and has eventfds written (papr_intc_vcpu_kick_fd) which
+ * its main loop reads, where it calls papr_intc_sync_line; its write_u32 takes no lock; thread registers the
+ * front-end's threads where that is needed.
+ *
+ * Structs that begin with size grow in later versions: set size to sizeof, and everything that is not used to
+ * zero, which is the default. A shorter one, of an older header, gets the defaults. A longer one is refused
+ * (-EINVAL) if it has something other than zero in what this library does not know.
+ *
+ * What the VMM passes (strings, arrays, structs, descriptors) is copied or duplicated before the function
+ * returns. What it is handed in a papr_intc_buffer is freed by papr_intc_buffer_free, or free(buffer.data);
+ * nothing has to be freed if the function failed.
+ *
+ * Pages that are written while the guest migrates: those of write_u32 are marked by the VMM, always; the
+ * daemon's are in the log (papr_intc_dirty_log_start).
  */
 
 #ifndef PAPR_INTC_H
@@ -244,13 +282,12 @@ typedef struct {
 /**
  * The VMM's functions. They stay callable, with opaque, until papr_intc_free has returned.
  *
- * Two threads are the front-end's own: "watch" (daemons that go and come) and "io" (irqfds, and the eventfds
- * by which the daemon kicks). All other calls of these functions are made by threads of the VMM, inside a
- * function of this header.
+ * Two threads are the front-end's own: "watch" (daemons that go and come) and "io" (irqfds, and the eventfds by
+ * which the daemon kicks). All other calls of these functions are made by threads of the VMM, inside a function of
+ * this header.
  *
- * All but write_u32 are called with no lock of the front-end held: they may call any function of this header
- * but papr_intc_free, and papr_intc_remove_irqfd on the io thread. None may wait for a thread that is
- * itself inside a function of this header, unless it is cancelled (papr_intc_set_cancelled).
+ * All but write_u32 are called with no lock of the front-end held: they may call any function of this header but
+ * papr_intc_free. On the watch thread, which brings daemons back, functions that may wait for one return -EDEADLK.
  */
 typedef struct {
     /** sizeof(papr_intc_callbacks). */
@@ -261,8 +298,8 @@ typedef struct {
     void *opaque;
     /**
      * The line of the vCPU may have changed: make its thread leave the guest or its halt, and look at
-     * papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd
-     * (papr_intc_vcpu_kick_fd). Threads: watch, io, any that is inside a function of this header.
+     * papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
+     * Threads: watch, io, any that is inside a function of this header.
      */
     void (*kick)(void *opaque, uint32_t server);
     /**
@@ -271,11 +308,11 @@ typedef struct {
      * Mandatory. Threads: io, any that is inside a function of this header.
      *
      * This one is called in the middle of a step that other threads wait for: it must not block (take no lock
-     * that is held over functions of this header, such as a VMM's big lock), and functions of this header
-     * that are called from it return -EDEADLK.
+     * that is held over functions of this header, such as a VMM's big lock), and functions of this header that
+     * are called from it return -EDEADLK.
      */
     int (*write_u32)(void *opaque, uint64_t gpa, uint32_t value);
-    /** The daemon was lost, is back, ... May be NULL. Must not wait for a daemon. Thread: watch. */
+    /** The daemon was lost, is back, ... May be NULL. Thread: watch; during papr_intc_start the caller's. */
     void (*changed)(void *opaque, const papr_intc_change *change);
     /** The guest's time base (512 MHz), for H_XIRR_X. NULL: from the host's monotonic clock. Thread: the vCPU's. */
     uint64_t (*time_base)(void *opaque, uint32_t server);
@@ -328,14 +365,7 @@ extern "C" {
 
 /**
  * Starts a daemon, or connects to one, and shakes hands; *out is the controller. The callbacks may be called
- * before this returns.
- *
- * Every function that returns an int returns 0 or what its comment says; or a negative errno, with the reason in
- * papr_intc_last_error():
- *   -EINVAL a pointer that must not be NULL is, a struct's size is none, a number is out of range;
- *   -ESHUTDOWN after papr_intc_shutdown; -ECANCELED while cancelled; -ENODEV no daemon could be started
- *   any more; -EDEADLK called from write_u32; -EIO a defect of the library (a panic, which is stopped here; shut
- *   the controller down); other numbers as the daemon or the system gave them.
+ * before this returns. Fails with whatever keeps the first daemon from serving.
  */
 int papr_intc_start(const papr_intc_options *options,
                     const papr_intc_callbacks *callbacks,
@@ -449,10 +479,9 @@ int papr_intc_tima_store(const papr_intc_vcpu *vcpu,
 int papr_intc_pending(const papr_intc_vcpu *vcpu);
 
 /**
- * Calls set with the line's level until it stays what was set; only when it differs, after the first call of set. If another thread is doing
- * so at present for this vCPU, that one goes on with it and this one returns at once: when all of them have
- * returned, the last level set is the line's. set is called with no lock held and may call any function of
- * this header.
+ * Calls set with the line's level, and again while it is not what was set last. If another thread is doing so at
+ * present for this vCPU, that one goes on with it and this one returns at once: when all of them have returned, the
+ * last level set is the line's. set is called with no lock held and may call any function of this header.
  */
 int papr_intc_sync_line(const papr_intc_vcpu *vcpu,
                         void (*set)(void *opaque, int level),
