@@ -372,8 +372,9 @@ int papr_intc_start(const papr_intc_options *options,
                     papr_intc **out);
 
 /**
- * Ends the daemon and the front-end's threads. Every call that waits returns -ESHUTDOWN; what can be done
- * without a daemon still works. Idempotent.
+ * Ends the daemon and the front-end's threads: when this returns they call no callback any more (unless it was called
+ * on one of them). Every call that waits returns -ESHUTDOWN; what can be done without a daemon still works. Idempotent.
+ * At the end of a VMM: this, then papr_intc_disconnect_vcpu for each vCPU, then papr_intc_free.
  */
 int papr_intc_shutdown(const papr_intc *intc);
 
