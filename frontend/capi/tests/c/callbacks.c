@@ -135,7 +135,7 @@ static void write_u32_cannot_call_back_and_the_thread_goes_on(void)
 
 static void remove_own_irqfd(struct bench *b)
 {
-    if (inside)
+    if (inside || !papr_intc_pending(b->vcpu[0])) /* some other kick */
         return;
     inside = 1;
     calls += papr_intc_remove_irqfd(b->intc, LISN, 0) == 0;
@@ -150,8 +150,8 @@ static void an_irqfd_can_be_removed_by_the_kick_that_it_caused(void)
     unsigned before = calls;
     bench.at_kick = remove_own_irqfd;
     CHECK(eventfd_write(fd, 1) == 0);
-    CHECK(take(&bench) == LISN);
     await(&calls, before + 1);
+    CHECK(take(&bench) == LISN);
     FAILS(papr_intc_remove_irqfd(bench.intc, LISN, 0), EINVAL, "no irqfd");
     close(fd);
     stop(&bench);
