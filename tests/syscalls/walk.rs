@@ -34,6 +34,9 @@ const XIVE_IRQFD: u32 = FIRST + 17;
 const QUEUE: u64 = 0x10_0000;
 const PRIORITY: u64 = 6;
 
+/// Interrupts of [`Walk::alone`].
+pub const ALONE: usize = 1000;
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A thread of the VMM.
@@ -115,6 +118,7 @@ pub fn walk(
     };
     walk.configuration();
     walk.rest();
+    walk.alone();
     walk.load("load");
     walk.loss();
     walk.upgrade();
@@ -170,8 +174,23 @@ impl Walk<'_> {
     }
 
     fn rest(&self) {
+        (self.phase)("before rest");
+        thread::sleep(Duration::from_millis(300));
         (self.phase)("rest");
         thread::sleep(Duration::from_millis(300));
+    }
+
+    /// A vCPU that nobody disturbs takes [`ALONE`] interrupts.
+    fn alone(&self) {
+        (self.phase)("alone");
+        self.on(&self.vcpu, |bench| {
+            for _ in 0..ALONE {
+                assert_eq!(bench.hcall(0, opcode::H_IPI, &[0, 4]).0, 0);
+                assert_eq!(bench.accept(0), 2);
+                assert_eq!(bench.hcall(0, opcode::H_IPI, &[0, 0xff]).0, 0);
+                bench.eoi(0, 2);
+            }
+        });
     }
 
     /// XICS, then XIVE, then back by a reset.
@@ -310,7 +329,10 @@ impl Walk<'_> {
     /// Somebody looks on.
     fn onlooker(&self, monitor: &Path) {
         (self.phase)("monitor");
-        let mut status = std::process::Command::new(env!("CARGO_BIN_EXE_papr-intc"));
+        // Under another name than the daemon's.
+        let onlooker = monitor.with_extension("onlooker");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_papr-intc"), &onlooker).unwrap();
+        let mut status = std::process::Command::new(onlooker);
         status.args(["status", "--socket"]).arg(monitor);
         assert!(status.output().unwrap().status.success());
     }
