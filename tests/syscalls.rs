@@ -105,6 +105,13 @@ fn the_phases_make_the_documented_calls() {
     }
     let unlisted = unlisted.join("\n");
     assert!(unlisted.is_empty(), "not in docs/integrating.md:\n{unlisted}");
+    for (column, threads) in lists::COLUMNS {
+        let of = |(_, thread): &(String, String)| threads.contains(&thread.as_str());
+        let made = seen.iter().filter(|(place, _)| of(place));
+        let made: Calls = made.flat_map(|(_, calls)| calls.keys().cloned()).collect();
+        let idle: Vec<_> = (&lists.column(column) - &made).into_iter().collect();
+        println!("{column}: listed and not made here: {}", idle.join(" "));
+    }
     let alone = &seen[&("alone".to_owned(), "vcpu".to_owned())];
     println!("alone, {ALONE} interrupts | vcpu | {alone:?}");
     let all: usize = alone.values().sum();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub type Calls = BTreeSet<String>;
 
 /// Thread names of each column.
-const COLUMNS: [(&str, &[&str]); 5] = [
+pub const COLUMNS: [(&str, &[&str]); 5] = [
     ("caller", &["vmm"]),
     ("vcpu", &["vcpu", "device"]),
     ("watch", &["papr-intc-watch"]),
