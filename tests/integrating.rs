@@ -27,7 +27,14 @@ fn the_c_of_the_guide_compiles_with_the_header() -> Result<(), Box<dyn Error>> {
         .args(["-x", "c", "-"])
         .stdin(Stdio::piped())
         .spawn()?;
-    compiler.stdin.take().ok_or("a pipe")?.write_all(source.as_bytes())?;
-    assert!(compiler.wait()?.success(), "the lines are those of docs/integrating.md");
+    compiler
+        .stdin
+        .take()
+        .ok_or("a pipe")?
+        .write_all(source.as_bytes())?;
+    assert!(
+        compiler.wait()?.success(),
+        "the lines are those of docs/integrating.md"
+    );
     Ok(())
 }

@@ -50,7 +50,12 @@ fn the_walk() {
         std::thread::sleep(std::time::Duration::from_millis(200));
         let _ = std::fs::metadata(format!("{MARKER}{phase}"));
     };
-    walk(launchers, Some(&monitor), &(Arc::new(|_: &str| ()) as walk::Confine), &mark);
+    walk(
+        launchers,
+        Some(&monitor),
+        &(Arc::new(|_: &str| ()) as walk::Confine),
+        &mark,
+    );
 }
 
 /// Phase and thread → calls, and how many of each.
@@ -104,7 +109,10 @@ fn the_phases_make_the_documented_calls() {
         unlisted.extend(not.map(|call| format!("{phase} | {thread} | {call}")));
     }
     let unlisted = unlisted.join("\n");
-    assert!(unlisted.is_empty(), "not in docs/integrating.md:\n{unlisted}");
+    assert!(
+        unlisted.is_empty(),
+        "not in docs/integrating.md:\n{unlisted}"
+    );
     for (column, threads) in lists::COLUMNS {
         let of = |(_, thread): &(String, String)| threads.contains(&thread.as_str());
         let made = seen.iter().filter(|(place, _)| of(place));
@@ -115,12 +123,18 @@ fn the_phases_make_the_documented_calls() {
     let alone = &seen[&("alone".to_owned(), "vcpu".to_owned())];
     println!("alone, {ALONE} interrupts | vcpu | {alone:?}");
     let all: usize = alone.values().sum();
-    assert!(all < ALONE + 10, "beside one futex each, the walk's own kick, there is no system call");
+    assert!(
+        all < ALONE + 10,
+        "beside one futex each, the walk's own kick, there is no system call"
+    );
 }
 
 /// The calling thread, and whatever it starts, makes these calls from now on; another one ends its process.
 fn confine(calls: &Calls) {
-    let allowed: Vec<_> = calls.iter().map(|call| serde_json::json!({"syscall": call})).collect();
+    let allowed: Vec<_> = calls
+        .iter()
+        .map(|call| serde_json::json!({"syscall": call}))
+        .collect();
     let filter = serde_json::json!({"all": {
         "mismatch_action": "kill_process",
         "match_action": "allow",
@@ -138,7 +152,12 @@ fn confined_walk(launchers: [Launcher; 3], starts: Calls) {
         "vmm" => confine(&starts),
         _ => confine(&lists.column("vcpu")),
     };
-    walk(launchers, None, &(Arc::new(threads) as walk::Confine), &|_| ());
+    walk(
+        launchers,
+        None,
+        &(Arc::new(threads) as walk::Confine),
+        &|_| (),
+    );
 }
 
 fn union(of: &[Calls]) -> Calls {
@@ -174,9 +193,15 @@ fn connecting_walk() {
 fn passes(walk: &str) {
     let ended = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", walk])
-        .status()
+        .output()
         .unwrap();
-    assert!(ended.success(), "{ended}; after SIGSYS, tests/strace says which call is not listed");
+    let (out, err) = (ended.stdout, ended.stderr);
+    let said = String::from_utf8_lossy(&[out, err].concat()).into_owned();
+    let status = ended.status;
+    assert!(
+        status.success(),
+        "{status}; after SIGSYS, tests/strace finds the call:\n{said}"
+    );
 }
 
 #[test]

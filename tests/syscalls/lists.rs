@@ -86,7 +86,9 @@ impl Lists {
 
     /// A whole column.
     pub fn column(&self, name: &str) -> Calls {
-        let of = |((_, column), calls): (&(String, String), &Calls)| (column == name).then(|| calls.clone());
+        let of = |((_, column), calls): (&(String, String), &Calls)| {
+            (column == name).then(|| calls.clone())
+        };
         self.cells.iter().filter_map(of).flatten().collect()
     }
 }
@@ -95,5 +97,6 @@ impl Lists {
 fn table<'a>(text: &'a str, head: &str) -> Vec<Vec<&'a str>> {
     let from = text.lines().skip_while(|line| *line != head).skip(2);
     let rows = from.take_while(|line| line.starts_with('|'));
-    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect()
+    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+        .collect()
 }

@@ -43,9 +43,13 @@ fn keep(shared: &Shared, path: &PathBuf) {
     while !shared.stop.load(Ordering::Relaxed) {
         let _ = std::fs::remove_file(path);
         let mut daemon = Command::new(env!("CARGO_BIN_EXE_papr-intc"));
-        let daemon = daemon.args(["--log-level", "info", "--socket-path"]).arg(path);
+        let daemon = daemon
+            .args(["--log-level", "info", "--socket-path"])
+            .arg(path);
         let mut daemon = daemon.stdin(Stdio::null()).spawn().unwrap();
-        shared.pid.store(daemon.id().cast_signed(), Ordering::Relaxed);
+        shared
+            .pid
+            .store(daemon.id().cast_signed(), Ordering::Relaxed);
         let ended = daemon.wait().unwrap();
         shared.pid.store(0, Ordering::Relaxed);
         // SIGKILL comes from the walk, SIGTERM from us; SIGSYS would be a call that is not listed.

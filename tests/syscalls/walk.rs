@@ -102,7 +102,11 @@ pub fn walk(
     let start = |launcher| {
         vmm.run(move || {
             let options = |options: &mut papr_intc_frontend::Options| options.watch = LIMITS;
-            Arc::new(Bench::start_by(&How::mapped(IcMode::Dual), launcher, options))
+            Arc::new(Bench::start_by(
+                &How::mapped(IcMode::Dual),
+                launcher,
+                options,
+            ))
         })
     };
     phase("start");
@@ -155,7 +159,10 @@ impl Walk<'_> {
             for (lisn, event) in [IRQFD, XIVE_IRQFD].into_iter().zip(edges) {
                 bench.intc.add_irqfd(lisn, event).unwrap();
             }
-            bench.intc.add_level_irqfd(LSI, 1, edges[0], resample).unwrap();
+            bench
+                .intc
+                .add_level_irqfd(LSI, 1, edges[0], resample)
+                .unwrap();
             bench.intc.remove_level_irqfd(LSI, 1).unwrap();
             bench.intc.sync(XICS_MSI).unwrap();
             bench.intc.query(query::PIC, 0).unwrap();
@@ -215,7 +222,10 @@ impl Walk<'_> {
             let must = |call, inputs: &[u64]| assert_eq!(bench.hcall(0, call, inputs).0, 0);
             must(opcode::H_INT_SET_QUEUE_CONFIG, &[1, 0, PRIORITY, QUEUE, 16]);
             for lisn in [XIVE_MSI, XIVE_IRQFD].map(u64::from) {
-                must(opcode::H_INT_SET_SOURCE_CONFIG, &[2, lisn, 0, PRIORITY, lisn]);
+                must(
+                    opcode::H_INT_SET_SOURCE_CONFIG,
+                    &[2, lisn, 0, PRIORITY, lisn],
+                );
             }
             for lisn in [XIVE_MSI, XIVE_IRQFD] {
                 end_of_interrupt(bench, lisn);
@@ -282,7 +292,9 @@ impl Walk<'_> {
         (self.phase)("pause");
         self.on(&self.vmm, |bench| bench.intc.quiesce(LIMIT).unwrap());
         let bench = Arc::clone(&self.bench);
-        let accepted = self.vcpu.begin(move || bench.hcall(0, opcode::H_CPPR, &[0xff]).0);
+        let accepted = self
+            .vcpu
+            .begin(move || bench.hcall(0, opcode::H_CPPR, &[0xff]).0);
         self.send(XICS_MSI);
         thread::sleep(Duration::from_millis(50));
         self.on(&self.vmm, |bench| bench.intc.resume(None).unwrap());
@@ -341,7 +353,13 @@ impl Walk<'_> {
         (self.phase)("end");
         let last = Mutex::new(Some((self.bench, destination)));
         self.vmm.run(move || {
-            for bench in last.lock().unwrap().take().into_iter().flat_map(|(a, b)| [a, b]) {
+            for bench in last
+                .lock()
+                .unwrap()
+                .take()
+                .into_iter()
+                .flat_map(|(a, b)| [a, b])
+            {
                 bench.intc.shutdown();
             }
         });
