@@ -1,0 +1,156 @@
+//! Command line.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::boot::Limits;
+use crate::machine::Setup;
+use crate::matrix::{self, Boot, Way};
+
+/// Boots Linux in QEMU with papr-intc in the place of QEMU's interrupt controllers.
+#[derive(Debug, Parser)]
+#[command(name = "qemu_boot", version)]
+pub struct Options {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boots of the matrix, each with a verdict; the 12 that gate if nothing else is asked for
+    Run(Run),
+}
+
+/// Whose controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Controller {
+    /// papr-intc's.
+    Ours,
+    /// QEMU's own.
+    Qemu,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// All 72 boots
+    #[arg(long, conflicts_with_all = ["quick", "shadow"])]
+    pub full: bool,
+    /// Four boots: one of each ic-mode, and one with kills
+    #[arg(long, conflicts_with = "shadow")]
+    pub quick: bool,
+    /// QEMU's controllers serve, ours follow and compare: one boot of each ic-mode
+    #[arg(long)]
+    pub shadow: bool,
+    /// Of these boots, those whose name has this in it (repeated: any of them)
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Vec<String>,
+    /// Name the boots and do nothing
+    #[arg(long)]
+    pub list: bool,
+    /// Keep the folders of good boots as well: log, disks
+    #[arg(long)]
+    pub keep: bool,
+    /// Who serves; QEMU's own is the baseline, without us
+    #[arg(long, value_enum, default_value = "ours")]
+    pub controller: Controller,
+    /// What the guest does: plain, stress or bench
+    #[arg(long, default_value = "stress", value_name = "WORK")]
+    pub work: String,
+    /// How often the guest restarts before it powers off
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub reboots: u32,
+    #[command(flatten)]
+    pub setup: Parts,
+}
+
+impl Run {
+    /// The boots that are meant.
+    pub fn boots(&self) -> Vec<Boot> {
+        let boots = match (self.full, self.quick, self.shadow) {
+            (true, ..) => matrix::full(),
+            (_, true, _) => matrix::quick(),
+            (.., true) => matrix::in_each_mode(Way::Shadow),
+            _ => matrix::gating(),
+        };
+        let boots = match self.controller {
+            Controller::Ours => boots,
+            Controller::Qemu => matrix::on_stock(&boots),
+        };
+        let meant = |boot: &Boot| {
+            let name = boot.to_string();
+            self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+        };
+        boots.into_iter().filter(meant).collect()
+    }
+}
+
+/// Where the parts are, and how long to wait.
+#[derive(Debug, Args)]
+pub struct Parts {
+    /// The guest: a folder with vmlinux and initramfs.gz
+    #[arg(long, value_name = "DIR")]
+    pub guest: PathBuf,
+    /// The rig: the object that is loaded into QEMU
+    #[arg(long, value_name = "PATH")]
+    pub rig: PathBuf,
+    /// The daemon
+    #[arg(long, value_name = "PATH")]
+    pub daemon: PathBuf,
+    /// The daemon to upgrade to [default: the same]
+    #[arg(long, value_name = "PATH")]
+    pub upgrade_to: Option<PathBuf>,
+    /// Where the boots' folders are made
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// QEMU
+    #[arg(long, default_value = "qemu-system-ppc64", value_name = "PROGRAM")]
+    pub qemu: OsString,
+    /// Longest boot
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub limit: u64,
+    /// Longest silence of a boot
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub silence: u64,
+    /// What the rig and the daemon log
+    #[arg(long, default_value = "warn", value_name = "FILTER")]
+    pub log: String,
+}
+
+impl Parts {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            silence: Duration::from_secs(self.silence),
+            whole: Duration::from_secs(self.limit),
+        }
+    }
+
+    /// Goes to the folder of the boots; from there, sockets have short names, and the parts absolute ones.
+    pub fn resolve(&self, work: &str, reboots: u32) -> Result<Setup, String> {
+        let absolute =
+            |path: &Path| std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()));
+        let daemon = absolute(&self.daemon)?;
+        let upgrade = self
+            .upgrade_to
+            .as_deref()
+            .map_or(Ok(daemon.clone()), absolute)?;
+        let setup = Setup {
+            qemu: self.qemu.clone(),
+            guest: absolute(&self.guest)?,
+            rig: absolute(&self.rig)?,
+            daemon,
+            upgrade,
+            work: work.to_owned(),
+            reboots,
+            log: self.log.clone(),
+        };
+        let out = &self.out;
+        std::fs::create_dir_all(out)
+            .and_then(|()| env::set_current_dir(out))
+            .map_err(|e| format!("{}: {e}", out.display()))?;
+        Ok(setup)
+    }
+}

@@ -1,0 +1,157 @@
+//! Requests to a QEMU that runs: its monitor (QMP) and the rig's control socket. Both are lines over a Unix
+//! socket, and no answer is waited for without end.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Longer than an answer takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A connection that talks in lines.
+struct Lines(BufReader<UnixStream>);
+
+impl Lines {
+    /// `None`: nobody listens there (yet).
+    fn connect(path: &Path) -> Result<Option<Self>, String> {
+        let stream = match UnixStream::connect(path) {
+            Ok(stream) => stream,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e.to_string()),
+        };
+        let limited = stream.set_read_timeout(Some(PATIENCE));
+        limited.map_err(|e| e.to_string())?;
+        let limited = stream.set_write_timeout(Some(PATIENCE));
+        limited.map_err(|e| e.to_string())?;
+        Ok(Some(Self(BufReader::new(stream))))
+    }
+
+    fn say(&mut self, line: &str) -> Result<(), String> {
+        let said = self.0.get_mut().write_all(format!("{line}\n").as_bytes());
+        said.map_err(|e| e.to_string())
+    }
+
+    fn hear(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        match self.0.read_line(&mut line) {
+            Ok(0) => Err("the connection ended".to_owned()),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(format!("no answer in {} s", PATIENCE.as_secs()))
+            }
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}
+
+/// The rig's control socket.
+pub struct Control(Lines);
+
+impl Control {
+    /// `None`: the rig does not listen yet.
+    pub fn connect(path: &Path) -> Result<Option<Self>, String> {
+        Ok(Lines::connect(path)?.map(Self))
+    }
+
+    /// The daemon that serves now; `None` between two.
+    pub fn pid(&mut self) -> Result<Option<i32>, String> {
+        let answer = self.ask("pid")?;
+        let pid = answer
+            .split_whitespace()
+            .last()
+            .and_then(|w| w.parse::<i32>().ok());
+        // Never a process group, nor init.
+        Ok(pid.filter(|pid| *pid > 1))
+    }
+
+    /// Puts the daemon of this binary in the place of the one that serves.
+    pub fn upgrade(&mut self, daemon: &Path) -> Result<(), String> {
+        match self.ask(&format!("upgrade {}", daemon.display()))? {
+            answer if answer == "ok" => Ok(()),
+            answer => Err(answer),
+        }
+    }
+
+    fn ask(&mut self, request: &str) -> Result<String, String> {
+        self.0.say(request)?;
+        self.0.hear()
+    }
+}
+
+/// QEMU's monitor.
+pub struct Qmp {
+    lines: Lines,
+    /// vCPUs added so far.
+    added: Vec<String>,
+}
+
+impl Qmp {
+    /// Connects to the monitor of a QEMU that runs.
+    pub fn connect(path: &Path) -> Result<Self, String> {
+        let lines = Lines::connect(path)?.ok_or("QEMU does not listen")?;
+        let added = Vec::new();
+        let mut qmp = Self { lines, added };
+        qmp.lines.hear()?; // the greeting
+        qmp.execute("qmp_capabilities", &json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Does what the guest wants: `device_add …` and `device_del …` as the monitor has them, `cpu_add`, `cpu_del`.
+    pub fn order(&mut self, order: &str) -> Result<(), String> {
+        match order.split_whitespace().next() {
+            Some("device_add" | "device_del") => self.monitor(order),
+            Some("cpu_add") => self.add_cpu(),
+            Some("cpu_del") => {
+                let id = self.added.pop().ok_or("no vCPU was added")?;
+                self.monitor(&format!("device_del {id}"))
+            }
+            _ => Err("an unknown order".to_owned()),
+        }
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
+        let request = json!({"execute": command, "arguments": arguments});
+        self.lines.say(&request.to_string())?;
+        loop {
+            let line = self.lines.hear()?;
+            let mut answer: Value =
+                serde_json::from_str(&line).map_err(|e| format!("{e}: {line}"))?;
+            if let Some(error) = answer.get("error") {
+                return Err(error["desc"].as_str().unwrap_or(&line).to_owned());
+            }
+            // Otherwise an event.
+            if let Some(result) = answer.get_mut("return") {
+                return Ok(result.take());
+            }
+        }
+    }
+
+    /// A line for the human monitor, whose successes are silent.
+    fn monitor(&mut self, line: &str) -> Result<(), String> {
+        let said = self.execute("human-monitor-command", &json!({"command-line": line}))?;
+        match said.as_str().map(str::trim) {
+            Some("") => Ok(()),
+            Some(complaint) => Err(complaint.to_owned()),
+            None => Err(said.to_string()),
+        }
+    }
+
+    fn add_cpu(&mut self) -> Result<(), String> {
+        let slots = self.execute("query-hotpluggable-cpus", &json!({}))?;
+        let slots = slots.as_array().ok_or("no list of vCPUs")?;
+        // Slots are told from the last to the first.
+        let empty = slots.iter().rev().find(|s| s.get("qom-path").is_none());
+        let empty = empty.ok_or("no room for another vCPU")?;
+        let (kind, core) = (&empty["type"], &empty["props"]["core-id"]);
+        let kind = kind.as_str().ok_or("a vCPU of no type")?;
+        let id = format!("added-{core}");
+        self.monitor(&format!("device_add {kind},core-id={core},id={id}"))?;
+        self.added.push(id);
+        Ok(())
+    }
+}
