@@ -19,15 +19,15 @@ use papr_intc_protocol::plane::{LevelInput, Outcome, Plane};
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
-use crate::change::OnChange;
+use crate::change::{OnChange, OnThread};
 use crate::channel::{Channel, Patience, Shut, Watcher};
 use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
 use crate::host::{FrontHost, Kick};
 use crate::io_thread::{Intake, Irqfd, Sink};
 use crate::outage;
+use crate::ram::Ram;
 use crate::shm::{self, RunPage, Shm};
 use crate::signals::Signals;
 use crate::sync::{lock, read};
@@ -51,6 +51,8 @@ pub struct Options {
     pub absence: Absence,
     /// Hears of daemons that go and come.
     pub on_change: OnChange,
+    /// Hears of threads that the front-end starts.
+    pub on_thread: OnThread,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Options {
             watch: WatchLimits::default(),
             absence: Absence::Wait,
             on_change: OnChange::default(),
+            on_thread: OnThread::default(),
         }
     }
 }
@@ -153,7 +156,7 @@ pub(crate) struct GateWait {
 pub(crate) struct Core {
     pub options: Options,
     pub geometry: Geometry,
-    pub ram: Arc<GuestRam>,
+    pub ram: Arc<dyn Ram>,
     pub kick: Kick,
     pub main: Channel,
     pub vcpus: RwLock<BTreeMap<u32, Arc<VcpuState>>>,
@@ -171,7 +174,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub fn new(options: Options, ram: Arc<GuestRam>, kick: Kick) -> Result<Self, Error> {
+    pub fn new(options: Options, ram: Arc<dyn Ram>, kick: Kick) -> Result<Self, Error> {
         let geometry = options
             .machine
             .geometry()

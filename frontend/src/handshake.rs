@@ -79,7 +79,7 @@ pub(crate) fn introduce(
     let hello = shake.hello(topology)?;
     shake.machine()?;
     if core.options.machine.ram_shared {
-        shake.standard().set_mem_table(&core.ram)?;
+        shake.standard().set_mem_table(&*core.ram)?;
     }
     if lock(&core.log).is_some() && features & LOG_ALL == 0 {
         return Err(Error::Unfit("it cannot log dirty pages".to_owned()));

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use papr_intc_protocol::plane::Host;
 
-use crate::guest_ram::GuestRam;
+use crate::ram::Ram;
 
 /// Called with a server number: look again at the line of this vCPU.
 pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
@@ -41,7 +41,7 @@ thread_local! {
 
 /// The front-end as an executor.
 pub struct FrontHost {
-    ram: Arc<GuestRam>,
+    ram: Arc<dyn Ram>,
     kick: Kick,
     /// Highest generation known dead, the same as the shared word DEAD_GENERATION; a copy of our own,
     /// so that nobody who scribbles over the pages makes us break the lock of a living daemon.
@@ -56,7 +56,7 @@ const LOOKS: u64 = 4096;
 
 impl FrontHost {
     pub(crate) fn new(
-        ram: Arc<GuestRam>,
+        ram: Arc<dyn Ram>,
         kick: Kick,
         dead: Arc<AtomicU64>,
         doubt: Arc<dyn Fn() + Send + Sync>,
@@ -150,6 +150,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::guest_ram::GuestRam;
 
     fn host() -> (FrontHost, Arc<Mutex<Vec<u32>>>) {
         let kicked = Arc::new(Mutex::new(Vec::new()));

@@ -17,14 +17,15 @@ use papr_intc_protocol::wire::source::{Claim, Free, Sync};
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
 use std::os::fd::AsFd;
 
+use crate::change::OnThread;
 use crate::channel::Shut;
 use crate::connection::Connection;
 use crate::core::{Core, Options, Topology, in_one_session};
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
 use crate::handshake::{channel_request, executor_code};
 use crate::host::Kick;
 use crate::process::Launcher;
+use crate::ram::Ram;
 use crate::shm::Shm;
 use crate::source::Source;
 use crate::supervisor;
@@ -84,18 +85,19 @@ impl Intc {
     pub fn start(
         options: Options,
         launcher: Launcher,
-        ram: Arc<GuestRam>,
+        ram: Arc<impl Ram + 'static>,
         kick: Kick,
     ) -> Result<Self, Error> {
+        let on_thread = options.on_thread.clone();
         let core = Arc::new(Core::new(options, ram, kick)?);
         let (supervisor, session) = supervisor::start(Arc::clone(&core), launcher)?;
-        let watch = spawn("papr-intc-watch", move || supervisor.run(session))?;
+        let watch = spawn("papr-intc-watch", &on_thread, move || supervisor.run(session))?;
         let handle = Arc::new(Handle {
             core: Arc::clone(&core),
             threads: Mutex::new(vec![watch]),
             quiescing: Mutex::new(()),
         });
-        let io = spawn("papr-intc-io", move || core.intake.run(&*core))?;
+        let io = spawn("papr-intc-io", &on_thread, move || core.intake.run(&*core))?;
         lock(&handle.threads).push(io);
         Ok(Self(handle))
     }
@@ -424,10 +426,19 @@ impl Intc {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+fn spawn(
+    name: &str,
+    on_thread: &OnThread,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let on_thread = on_thread.clone();
     std::thread::Builder::new()
         .name(name.to_owned())
-        .spawn(body)
+        .spawn(move || {
+            on_thread.tell(true);
+            body();
+            on_thread.tell(false);
+        })
         .map_err(Error::os("starting a thread"))
 }
 
