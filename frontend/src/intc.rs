@@ -91,7 +91,9 @@ impl Intc {
         let on_thread = options.on_thread.clone();
         let core = Arc::new(Core::new(options, ram, kick)?);
         let (supervisor, session) = supervisor::start(Arc::clone(&core), launcher)?;
-        let watch = spawn("papr-intc-watch", &on_thread, move || supervisor.run(session))?;
+        let watch = spawn("papr-intc-watch", &on_thread, move || {
+            supervisor.run(session)
+        })?;
         let handle = Arc::new(Handle {
             core: Arc::clone(&core),
             threads: Mutex::new(vec![watch]),

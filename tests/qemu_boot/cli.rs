@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::boot::Limits;
 use crate::machine::Setup;
-use crate::matrix::{self, Boot, Way};
+use crate::matrix::{self, Boot, IcMode, Way};
 
 /// Boots Linux in QEMU with papr-intc in the place of QEMU's interrupt controllers.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ pub struct Options {
 pub enum Command {
     /// Boots of the matrix, each with a verdict; the 12 that gate if nothing else is asked for
     Run(Run),
+    /// The same boot on QEMU's controllers and on ours, in turns: what ours cost
+    Bench(Bench),
 }
 
 /// Whose controllers.
@@ -88,6 +90,33 @@ impl Run {
     }
 }
 
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Pairs of boots in each ic-mode
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub pairs: u32,
+    /// The ic-modes
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "xics,xive",
+        value_name = "MODE,..."
+    )]
+    pub mode: Vec<IcMode>,
+    /// vCPUs
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub vcpus: u32,
+    /// What the guest does
+    #[arg(long, default_value = "bench", value_name = "WORK")]
+    pub work: String,
+    /// Write every measurement to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub setup: Parts,
+}
+
 /// Where the parts are, and how long to wait.
 #[derive(Debug, Args)]
 pub struct Parts {
@@ -113,7 +142,7 @@ pub struct Parts {
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub limit: u64,
     /// Longest silence of a boot
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 90, value_name = "SECONDS")]
     pub silence: u64,
     /// What the rig and the daemon log
     #[arg(long, default_value = "warn", value_name = "FILTER")]

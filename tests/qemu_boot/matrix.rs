@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
+
 /// The machine's property `ic-mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IcMode {
     /// The old controller only.
     Xics,

@@ -6,6 +6,7 @@
 //! there are.
 #![allow(clippy::unwrap_used)] // tests in here say where they stop
 
+mod bench;
 mod boot;
 mod chaos;
 mod cli;
@@ -14,6 +15,7 @@ mod machine;
 mod matrix;
 mod process;
 mod report;
+mod statistics;
 mod verdict;
 mod wire;
 
@@ -21,13 +23,18 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Command, Options, Run};
-use matrix::Boot;
+use bench::Measured;
+use boot::{Limits, Over};
+use cli::{Bench, Command, Options, Run};
+use machine::{Folder, Setup};
+use matrix::{Boot, Cpu, Way};
+use report::Progress;
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let done = match &options.command {
         Command::Run(run) => boots(run),
+        Command::Bench(bench) => pairs(bench),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -59,7 +66,12 @@ fn boots(run: &Run) -> Result<bool, String> {
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for (n, &boot) in (1..).zip(&boots) {
-        let over = one(run, &setup, boot, &format!("{n}/{}", boots.len()))?;
+        let over = one(
+            &setup,
+            run.setup.limits(),
+            boot,
+            &format!("{n}/{}", boots.len()),
+        )?;
         let row = report::row(&over);
         println!("{row}");
         rows.push(row);
@@ -77,12 +89,52 @@ fn boots(run: &Run) -> Result<bool, String> {
     Ok(failed.is_empty())
 }
 
-fn one(run: &Run, setup: &machine::Setup, boot: Boot, count: &str) -> Result<boot::Over, String> {
-    let folder = machine::Folder::make(&boot.to_string())?;
-    let mut progress = report::Progress::of(format!("{count} {boot}"));
-    let over = boot::boot(setup, boot, folder, run.setup.limits(), &mut |last| {
-        progress.tell(last)
-    });
+/// Measures pairs of boots; whether all of them were good.
+fn pairs(bench: &Bench) -> Result<bool, String> {
+    let json = bench.json.as_deref().map(std::path::absolute).transpose();
+    let json = json.map_err(|e| format!("--json: {e}"))?;
+    let setup = bench.setup.resolve(&bench.work, 0)?;
+    let limits = bench.setup.limits();
+    println!("{}", report::titles());
+    let mut all = Vec::new();
+    for &mode in &bench.mode {
+        let mut measured = Measured::new(mode);
+        for n in 0..bench.pairs {
+            let mut pair = Vec::new();
+            for boot in bench::pair(mode, bench.vcpus, Cpu::Power9, n) {
+                let over = one(
+                    &setup,
+                    limits,
+                    boot,
+                    &format!("pair {}/{}", n + 1, bench.pairs),
+                )?;
+                println!("{}", report::row(&over));
+                if !over.is_good() {
+                    println!("{}", report::failure(&over));
+                    return Ok(false);
+                }
+                pair.push(over);
+            }
+            pair.sort_by_key(|over| over.boot.way != Way::Stock);
+            let [stock, ours] = pair.as_slice() else {
+                return Err("a pair has two boots".to_owned());
+            };
+            measured.add(stock, ours);
+        }
+        all.push(measured);
+    }
+    println!("\n{}", bench::titles());
+    for row in all.iter().flat_map(Measured::rows) {
+        println!("{row}");
+    }
+    json.map_or(Ok(()), |path| bench::write(&path, &all))?;
+    Ok(true)
+}
+
+fn one(setup: &Setup, limits: Limits, boot: Boot, count: &str) -> Result<Over, String> {
+    let folder = Folder::make(&boot.to_string())?;
+    let mut progress = Progress::of(format!("{count} {boot}"));
+    let over = boot::boot(setup, boot, folder, limits, &mut |last| progress.tell(last));
     progress.end();
     Ok(over)
 }

@@ -61,19 +61,17 @@ impl Control {
     /// The daemon that serves now; `None` between two.
     pub fn pid(&mut self) -> Result<Option<i32>, String> {
         let answer = self.ask("pid")?;
-        let pid = answer
-            .split_whitespace()
-            .last()
-            .and_then(|w| w.parse::<i32>().ok());
-        // Never a process group, nor init.
-        Ok(pid.filter(|pid| *pid > 1))
+        let pid: i32 = answer.parse().map_err(|_| answer)?;
+        // 0 is none; and never may it be init or a process group.
+        Ok(Some(pid).filter(|pid| *pid > 1))
     }
 
     /// Puts the daemon of this binary in the place of the one that serves.
     pub fn upgrade(&mut self, daemon: &Path) -> Result<(), String> {
-        match self.ask(&format!("upgrade {}", daemon.display()))? {
-            answer if answer == "ok" => Ok(()),
-            answer => Err(answer),
+        let answer = self.ask(&format!("upgrade {}", daemon.display()))?;
+        match answer.split(' ').next() {
+            Some("ok") => Ok(()),
+            _ => Err(answer),
         }
     }
 

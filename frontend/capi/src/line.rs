@@ -30,12 +30,9 @@ impl Giver {
                 given = Some(now);
                 continue;
             }
-            let over = self.0.compare_exchange(
-                GIVING,
-                IDLE,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            let over = self
+                .0
+                .compare_exchange(GIVING, IDLE, Ordering::AcqRel, Ordering::Acquire);
             if over.is_ok() {
                 return;
             }

@@ -84,7 +84,9 @@ fn start(
     };
     let kicked = Arc::clone(callbacks);
     let kick = Arc::new(move |server| kicked.kick(server));
-    Ok(papr_intc_frontend::Intc::start(options, launcher, ram, kick)?)
+    Ok(papr_intc_frontend::Intc::start(
+        options, launcher, ram, kick,
+    )?)
 }
 
 /// A daemon of this binary.
