@@ -51,7 +51,7 @@ pub fn boot(
     record.took = running.start.elapsed();
     record.end = Some(end);
     let demands = Demands {
-        way: boot.way,
+        boot,
         reboots: setup.reboots,
     };
     let complaints = record.complaints(demands);
@@ -140,7 +140,9 @@ impl<'a> Running<'a> {
             // What comes now is the power-off: not a moment to ask QEMU for anything.
             Said::Done { .. } => self.chaos = None,
             Said::Panic(_) => return Some(End::Lost),
-            Said::Up if self.record.ups() > self.setup.reboots + 1 => return Some(End::Loops),
+            Said::Up { .. } if self.record.ups() > self.setup.reboots + 1 => {
+                return Some(End::Loops);
+            }
             _ => {}
         }
         None

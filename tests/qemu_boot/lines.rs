@@ -24,8 +24,8 @@ pub struct Served {
 /// A line that matters.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
-    /// The guest has reached userland.
-    Up,
+    /// The guest has reached userland: whose interrupts its kernel chose, how many CPUs it has.
+    Up { interrupts: String, cpus: u32 },
     /// An exercise of the guest's ended.
     Step {
         name: String,
@@ -85,7 +85,7 @@ pub fn parse(stream: Stream, line: &str) -> Option<Said> {
 fn guest(text: &str, line: &str) -> Option<Said> {
     let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
     let said = match verb.trim_end() {
-        "UP" => Some(Said::Up),
+        "UP" => up(rest),
         "STEP" => step(rest),
         "FIGURE" => figure(rest),
         "WANT" => Some(Said::Want(rest.trim().to_owned())),
@@ -93,6 +93,18 @@ fn guest(text: &str, line: &str) -> Option<Said> {
         _ => return None,
     };
     Some(said.unwrap_or_else(|| Said::Garbled(line.to_owned())))
+}
+
+/// `name=value` each; others may be there.
+fn up(rest: &str) -> Option<Said> {
+    let value = |name| {
+        let mut words = rest.split_whitespace();
+        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
+    Some(Said::Up {
+        interrupts: value("interrupts")?.to_owned(),
+        cpus: value("cpus")?.parse().ok()?,
+    })
 }
 
 fn step(rest: &str) -> Option<Said> {
@@ -190,7 +202,12 @@ mod tests {
             unit: "1/s".into(),
         };
         assert_eq!(console("papr-guest: FIGURE ipi 1234.5 1/s"), Some(figure));
-        assert_eq!(console("papr-guest: UP"), Some(Said::Up));
+        let up = Said::Up {
+            interrupts: "xive".into(),
+            cpus: 2,
+        };
+        let line = "papr-guest: UP 6.1.0-powerpc64le cpus=2 interrupts=xive uptime=2.50";
+        assert_eq!(console(line), Some(up));
         assert_eq!(
             console("papr-guest: WANT device_del net9"),
             Some(Said::Want("device_del net9".into()))
@@ -205,6 +222,7 @@ mod tests {
     #[test]
     fn a_line_of_ours_that_is_cut_short_is_not_taken_for_silence() {
         for line in [
+            "UP 6.1 cpus=2 inter",
             "STEP blk",
             "STEP",
             "STEP blk OK",

@@ -27,14 +27,26 @@ pub struct Setup {
 /// Speculation that this emulation does not tame; named, so that QEMU does not warn.
 const MITIGATIONS: &str = "cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off";
 
+/// Slots whose numbers have the same remainder by 4 share a level-triggered line: `lsi` and the e1000 do.
+const DEVICES: [&str; 6] = [
+    "virtio-blk-pci,drive=main,serial=papr-main,addr=1",
+    "virtio-blk-pci,drive=lsi,serial=papr-lsi,vectors=0,addr=2",
+    "e1000,netdev=net0,addr=6",
+    "virtio-net-pci,netdev=net1,addr=3",
+    "spapr-vscsi,id=vscsi",
+    "scsi-hd,bus=vscsi.0,drive=scsi",
+];
+
 /// Names in the folder of a boot. The folder is QEMU's and this program's working folder's child, and sockets
 /// are named from there: their paths may not be long.
 pub const LOG: &str = "log";
 const QMP: &str = "qmp";
 const CONTROL: &str = "control";
 
-/// Disks of the guest, and their sizes.
-const DISKS: [(&str, u64); 3] = [("blk", 64 << 20), ("scsi", 16 << 20), ("spare", 16 << 20)];
+/// Disks of the guest. `hot` is for a device that the guest asks for.
+const DISKS: [&str; 4] = ["main", "lsi", "scsi", "hot"];
+/// Their size; nothing is stored of what is not written.
+const DISK_BYTES: u64 = 64 << 20;
 
 /// The folder of one boot, from the working folder.
 pub struct Folder(pub PathBuf);
@@ -49,8 +61,8 @@ impl Folder {
                 _ => {}
             }
             fs::create_dir_all(&folder.0)?;
-            for (name, size) in DISKS {
-                File::create(folder.0.join(name))?.set_len(size)?;
+            for name in DISKS {
+                File::create(folder.0.join(name))?.set_len(DISK_BYTES)?;
             }
             Ok(())
         };
@@ -102,21 +114,19 @@ impl Setup {
         add("-chardev", "stdio,id=console,signal=off");
         add("-serial", "chardev:console");
         add("-qmp", &format!("unix:{},server=on,wait=off", inside(QMP)));
-        for (name, _) in DISKS {
+        for name in DISKS {
             let file = inside(name);
             add(
                 "-drive",
                 &format!("if=none,id={name},format=raw,file={file},cache=unsafe"),
             );
         }
-        add("-device", "virtio-blk-pci,drive=blk");
-        add("-device", "spapr-vscsi,id=vscsi");
-        add("-device", "scsi-hd,bus=vscsi.0,drive=scsi");
-        for net in ["user0", "user1", "spare"] {
+        for device in DEVICES {
+            add("-device", device);
+        }
+        for net in ["net0", "net1", "hotnet"] {
             add("-netdev", &format!("user,id={net}"));
         }
-        add("-device", "e1000,netdev=user0");
-        add("-device", "virtio-net-pci,netdev=user1");
         add("-append", &self.kernel_line(boot));
         words.push("-nodefaults".into());
         words.push("-no-user-config".into());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::lines::{Said, Served, Stream, parse};
-use crate::matrix::Way;
+use crate::matrix::{Boot, IcMode, Way};
 
 /// Status of a QEMU whose rig refused it.
 pub const REFUSED: i32 = 77;
@@ -30,7 +30,7 @@ pub enum End {
 /// What a boot has to show.
 #[derive(Clone, Copy, Debug)]
 pub struct Demands {
-    pub way: Way,
+    pub boot: Boot,
     /// Restarts that the guest was asked for.
     pub reboots: u32,
 }
@@ -53,7 +53,7 @@ impl Record {
     /// Takes note of a line; what it said, if it matters.
     pub fn hear(&mut self, at: Duration, stream: Stream, line: &str) -> Option<&Said> {
         let said = parse(stream, line)?;
-        if said == Said::Up {
+        if matches!(said, Said::Up { .. }) {
             self.up.get_or_insert(at);
         }
         self.said.push(said);
@@ -62,7 +62,8 @@ impl Record {
 
     /// How often userland was reached.
     pub fn ups(&self) -> u32 {
-        self.said.iter().filter(|s| **s == Said::Up).count() as u32
+        let up = |s: &&Said| matches!(s, Said::Up { .. });
+        self.said.iter().filter(up).count() as u32
     }
 
     /// The rig's summary.
@@ -86,7 +87,7 @@ impl Record {
         let mut wrong = Vec::new();
         self.judge_end(&mut wrong);
         self.judge_guest(demands, &mut wrong);
-        self.judge_rig(demands.way, &mut wrong);
+        self.judge_rig(demands.boot.way, &mut wrong);
         wrong.extend(self.problems.iter().cloned());
         wrong
     }
@@ -130,11 +131,8 @@ impl Record {
                 Said::Done { failed } => done = Some(*failed),
                 Said::Panic(line) | Said::Trouble(line) => wrong.push(format!("kernel: {line}")),
                 Said::Garbled(line) => wrong.push(format!("cannot be read: {line}")),
-                Said::Up
-                | Said::Figure { .. }
-                | Said::Want(_)
-                | Said::Refused(_)
-                | Said::Served(_) => {}
+                Said::Up { interrupts, cpus } => judge_up(demands.boot, interrupts, *cpus, wrong),
+                Said::Figure { .. } | Said::Want(_) | Said::Refused(_) | Said::Served(_) => {}
             }
         }
         match done {
@@ -157,7 +155,7 @@ impl Record {
         let word = self.said.iter().rev().find_map(|s| match s {
             Said::Step { name, .. } => Some(format!("step {name}")),
             Said::Want(order) => Some(format!("it wanted {order}")),
-            Said::Up => Some("userland was reached".to_owned()),
+            Said::Up { .. } => Some("userland was reached".to_owned()),
             _ => None,
         });
         word.unwrap_or_else(|| "nothing".to_owned())
@@ -201,6 +199,21 @@ impl Record {
                 }
             }
         }
+    }
+}
+
+/// The guest must have chosen the controller and found the CPUs that the boot is about.
+fn judge_up(boot: Boot, interrupts: &str, cpus: u32, wrong: &mut Vec<String>) {
+    let expected = match boot.ic_mode {
+        IcMode::Xics => "xics",
+        // Linux takes XIVE where it may choose.
+        IcMode::Xive | IcMode::Dual => "xive",
+    };
+    if interrupts != expected {
+        wrong.push(format!("the guest uses {interrupts}, not {expected}"));
+    }
+    if cpus != boot.vcpus {
+        wrong.push(format!("the guest has {cpus} CPUs, not {}", boot.vcpus));
     }
 }
 

@@ -1,11 +1,12 @@
 //! Recorded boots, each with one thing wrong: every one must fail, for its reason.
 
 use super::*;
+use crate::matrix::Cpu;
 
 const GOOD: &str = "\
 console: [    0.000000] Linux version 6.1.0-powerpc64le (gcc 12.2.0)\r
 console: [    0.000000] Kernel command line: console=hvc0 panic=-1 papr.work=plain\r
-console: papr-guest: UP\r
+console: papr-guest: UP 6.1.0-powerpc64le cpus=2 interrupts=xive uptime=2.50\r
 console: papr-guest: STEP blk ok 64 requests\r
 console: papr-guest: FIGURE interrupts 5120 1\r
 console: papr-guest: STEP ipi ok\r
@@ -29,9 +30,19 @@ fn record(text: &str, end: End) -> Record {
     record
 }
 
+fn demands(way: Way) -> Demands {
+    let boot = Boot {
+        ic_mode: IcMode::Dual,
+        vcpus: 2,
+        cpu: Cpu::Power9,
+        way,
+    };
+    Demands { boot, reboots: 0 }
+}
+
 /// The boot's faults, as one line.
 fn faults(record: &Record, way: Way) -> String {
-    record.complaints(Demands { way, reboots: 0 }).join("; ")
+    record.complaints(demands(way)).join("; ")
 }
 
 fn without(part: &str) -> String {
@@ -154,7 +165,8 @@ fn a_qemu_that_dies_fails() {
 
 #[test]
 fn silence_fails() {
-    let text = "console: papr-guest: UP\nconsole: papr-guest: WANT cpu_add\n";
+    let text =
+        "console: papr-guest: UP cpus=2 interrupts=xive\nconsole: papr-guest: WANT cpu_add\n";
     let record = record(text, End::Silent(Duration::from_secs(60)));
     assert_eq!(
         faults(&record, Way::Plain),
@@ -232,14 +244,28 @@ fn an_order_that_was_not_carried_out_fails() {
 
 #[test]
 fn a_restart_that_is_missing_or_too_many_fails() {
-    let twice = format!("console: papr-guest: UP\n{GOOD}");
+    let twice = format!("console: papr-guest: UP cpus=2 interrupts=xive\n{GOOD}");
     assert_eq!(
         faults(&good(&twice), Way::Plain),
         "userland was reached 2 times, not 1"
     );
     let demands = Demands {
-        way: Way::Plain,
         reboots: 1,
+        ..demands(Way::Plain)
     };
     assert!(good(&twice).complaints(demands).is_empty());
+}
+
+#[test]
+fn a_guest_on_another_controller_or_with_other_cpus_fails() {
+    let text = instead("interrupts=xive", "interrupts=xics");
+    assert_eq!(
+        faults(&good(&text), Way::Plain),
+        "the guest uses xics, not xive"
+    );
+    let text = instead("cpus=2", "cpus=1");
+    assert_eq!(
+        faults(&good(&text), Way::Plain),
+        "the guest has 1 CPUs, not 2"
+    );
 }
