@@ -36,8 +36,8 @@ struct region_ops {
 
 struct window {
     const char *name;
-    int (*load)(papr_intc_vcpu *, uint64_t, uint32_t, uint64_t *);
-    int (*store)(papr_intc_vcpu *, uint64_t, uint32_t, uint64_t);
+    int (*load)(const papr_intc_vcpu *, uint64_t, uint32_t, uint64_t *);
+    int (*store)(const papr_intc_vcpu *, uint64_t, uint32_t, uint64_t);
     void *theirs; /* shadow mode: QEMU's region */
 };
 
