@@ -52,7 +52,7 @@ pub fn boot(
     record.end = Some(end);
     let demands = Demands {
         boot,
-        reboots: setup.reboots,
+        reboots: setup.restarts(),
     };
     let complaints = record.complaints(demands);
     Over {
@@ -140,7 +140,7 @@ impl<'a> Running<'a> {
             // What comes now is the power-off: not a moment to ask QEMU for anything.
             Said::Done { .. } => self.chaos = None,
             Said::Panic(_) => return Some(End::Lost),
-            Said::Up { .. } if self.record.ups() > self.setup.reboots + 1 => {
+            Said::Up { .. } if self.record.ups() > self.setup.restarts() + 1 => {
                 return Some(End::Loops);
             }
             _ => {}

@@ -62,9 +62,12 @@ pub struct Run {
     /// What the guest does: plain, stress or bench
     #[arg(long, default_value = "stress", value_name = "WORK")]
     pub work: String,
-    /// How often the guest restarts before it powers off
+    /// How often the guest reboots, and does it again, before it powers off
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub reboots: u32,
+    /// It starts once more after that, by kexec
+    #[arg(long)]
+    pub kexec: bool,
     #[command(flatten)]
     pub setup: Parts,
 }
@@ -158,7 +161,7 @@ impl Parts {
     }
 
     /// Goes to the folder of the boots; from there, sockets have short names, and the parts absolute ones.
-    pub fn resolve(&self, work: &str, reboots: u32) -> Result<Setup, String> {
+    pub fn resolve(&self, work: &str, reboots: u32, kexec: bool) -> Result<Setup, String> {
         let absolute =
             |path: &Path| std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()));
         let daemon = absolute(&self.daemon)?;
@@ -174,6 +177,7 @@ impl Parts {
             upgrade,
             work: work.to_owned(),
             reboots,
+            kexec,
             log: self.log.clone(),
         };
         let out = &self.out;

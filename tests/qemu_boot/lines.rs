@@ -21,6 +21,15 @@ pub struct Served {
     pub differences: u64,
 }
 
+/// How an exercise of the guest's ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Ok,
+    Failed,
+    /// It found nothing to work on.
+    Skipped,
+}
+
 /// A line that matters.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
@@ -29,7 +38,7 @@ pub enum Said {
     /// An exercise of the guest's ended.
     Step {
         name: String,
-        ok: bool,
+        how: How,
         details: String,
     },
     /// A measurement of the guest's.
@@ -40,6 +49,8 @@ pub enum Said {
     },
     /// The guest asks for something that only its host can do.
     Want(String),
+    /// A numbered line of the guest's /proc/interrupts at its end: how many there were on all CPUs.
+    Interrupts(u64),
     /// The guest has finished; so many of its exercises failed.
     Done { failed: u64 },
     /// The rig does not know this QEMU.
@@ -90,33 +101,34 @@ fn guest(text: &str, line: &str) -> Option<Said> {
         "FIGURE" => figure(rest),
         "WANT" => Some(Said::Want(rest.trim().to_owned())),
         "DONE" => done(rest.trim()),
+        "INTERRUPTS" => return interrupts(rest),
         _ => return None,
     };
     Some(said.unwrap_or_else(|| Said::Garbled(line.to_owned())))
 }
 
-/// `name=value` each; others may be there.
+/// The controller is a word of its own; other words may be there.
 fn up(rest: &str) -> Option<Said> {
-    let value = |name| {
-        let mut words = rest.split_whitespace();
-        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-    };
+    let mut words = rest.split_whitespace();
+    let cpus = words.clone().find_map(|w| w.strip_prefix("cpus="))?;
     Some(Said::Up {
-        interrupts: value("interrupts")?.to_owned(),
-        cpus: value("cpus")?.parse().ok()?,
+        interrupts: words.find(|w| matches!(*w, "xics" | "xive"))?.to_owned(),
+        cpus: cpus.parse().ok()?,
     })
 }
 
 fn step(rest: &str) -> Option<Said> {
     let mut words = rest.trim().splitn(3, ' ');
     let name = words.next()?.to_owned();
-    let ok = match words.next()? {
-        "ok" => true,
-        "FAILED" => false,
+    let end = words.next()?;
+    let details = words.next().unwrap_or_default().to_owned();
+    let how = match end {
+        "ok" if details.starts_with("skipped") => How::Skipped,
+        "ok" => How::Ok,
+        "FAILED" => How::Failed,
         _ => return None,
     };
-    let details = words.next().unwrap_or_default().to_owned();
-    Some(Said::Step { name, ok, details })
+    Some(Said::Step { name, how, details })
 }
 
 fn figure(rest: &str) -> Option<Said> {
@@ -127,6 +139,16 @@ fn figure(rest: &str) -> Option<Said> {
     value
         .is_finite()
         .then_some(Said::Figure { name, value, unit })
+}
+
+/// `17: 5 0 XIVE 4608 Edge virtio0`; lines with names instead of numbers are the kernel's own counts.
+fn interrupts(rest: &str) -> Option<Said> {
+    let (number, counts) = rest.trim().split_once(':')?;
+    number.parse::<u32>().ok()?;
+    let words = counts.split_whitespace();
+    Some(Said::Interrupts(
+        words.map_while(|w| w.parse::<u64>().ok()).sum(),
+    ))
 }
 
 fn done(rest: &str) -> Option<Said> {
@@ -189,7 +211,7 @@ mod tests {
     fn the_guests_lines_are_read_wherever_they_begin() {
         let step = Said::Step {
             name: "blk".into(),
-            ok: false,
+            how: How::Failed,
             details: "read timed out".into(),
         };
         assert_eq!(
@@ -206,7 +228,7 @@ mod tests {
             interrupts: "xive".into(),
             cpus: 2,
         };
-        let line = "papr-guest: UP 6.1.0-powerpc64le cpus=2 interrupts=xive uptime=2.50";
+        let line = "papr-guest: UP 6.1.0-powerpc64le work=plain boot=0 xive cpus=2 seconds=2.50";
         assert_eq!(console(line), Some(up));
         assert_eq!(
             console("papr-guest: WANT device_del net9"),
@@ -220,9 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn interrupts_are_summed_over_the_cpus() {
+        let line = "papr-guest: INTERRUPTS  17:   5   2  XIVE 4608 Edge      virtio0-req.0";
+        assert_eq!(console(line), Some(Said::Interrupts(7)));
+        let own = "papr-guest: INTERRUPTS LOC:  500  300   Local timer interrupts";
+        assert_eq!(console(own), None);
+        assert_eq!(console("papr-guest: INTERRUPTS      CPU0   CPU1"), None);
+    }
+
+    #[test]
     fn a_line_of_ours_that_is_cut_short_is_not_taken_for_silence() {
         for line in [
-            "UP 6.1 cpus=2 inter",
+            "UP 6.1 cpus=2 xi",
             "STEP blk",
             "STEP",
             "STEP blk OK",

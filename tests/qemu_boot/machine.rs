@@ -18,8 +18,10 @@ pub struct Setup {
     pub upgrade: PathBuf,
     /// `papr.work` of the guest.
     pub work: String,
-    /// How often the guest restarts before it powers off.
+    /// How often the guest reboots before it powers off.
     pub reboots: u32,
+    /// Whether it starts once more after that, by kexec.
+    pub kexec: bool,
     /// Filter of the rig's and daemon's log.
     pub log: String,
 }
@@ -27,12 +29,14 @@ pub struct Setup {
 /// Speculation that this emulation does not tame; named, so that QEMU does not warn.
 const MITIGATIONS: &str = "cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off";
 
-/// Slots whose numbers have the same remainder by 4 share a level-triggered line: `lsi` and the e1000 do.
-const DEVICES: [&str; 6] = [
+/// What tests/qemu/guest/README.md asks for. Slots whose numbers have the same remainder by 4 share a
+/// level-triggered line; slot 7 is for what is plugged.
+const DEVICES: [&str; 7] = [
     "virtio-blk-pci,drive=main,serial=papr-main,addr=1",
     "virtio-blk-pci,drive=lsi,serial=papr-lsi,vectors=0,addr=2",
-    "e1000,netdev=net0,addr=6",
-    "virtio-net-pci,netdev=net1,addr=3",
+    "virtio-net-pci,netdev=net0,addr=3,romfile=",
+    "virtio-blk-pci,drive=kernel,serial=papr-kernel,addr=4",
+    "e1000,netdev=net1,addr=6,romfile=",
     "spapr-vscsi,id=vscsi",
     "scsi-hd,bus=vscsi.0,drive=scsi",
 ];
@@ -43,8 +47,8 @@ pub const LOG: &str = "log";
 const QMP: &str = "qmp";
 const CONTROL: &str = "control";
 
-/// Disks of the guest. `hot` is for a device that the guest asks for.
-const DISKS: [&str; 4] = ["main", "lsi", "scsi", "hot"];
+/// Disks of the guest. The last is for a device that the guest asks for.
+const DISKS: [&str; 4] = ["main", "lsi", "scsi", "papr-plugged"];
 /// Their size; nothing is stored of what is not written.
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -121,13 +125,17 @@ impl Setup {
                 &format!("if=none,id={name},format=raw,file={file},cache=unsafe"),
             );
         }
+        let kernel = self.guest.join("vmlinux").display().to_string();
+        add(
+            "-drive",
+            &format!("if=none,id=kernel,format=raw,file={kernel},readonly=on"),
+        );
+        add("-netdev", "user,id=net0");
+        add("-netdev", "user,id=net1,net=10.0.3.0/24");
         for device in DEVICES {
             add("-device", device);
         }
-        for net in ["net0", "net1", "hotnet"] {
-            add("-netdev", &format!("user,id={net}"));
-        }
-        add("-append", &self.kernel_line(boot));
+        add("-append", &self.kernel_line());
         words.push("-nodefaults".into());
         words.push("-no-user-config".into());
         for (name, file) in [("-kernel", "vmlinux"), ("-initrd", "initramfs.gz")] {
@@ -137,9 +145,14 @@ impl Setup {
         words
     }
 
-    fn kernel_line(&self, boot: &Boot) -> String {
-        let (work, reboots, vcpus) = (&self.work, self.reboots, boot.vcpus);
-        format!("console=hvc0 panic=-1 papr.work={work} papr.reboots={reboots} papr.cpus={vcpus}")
+    fn kernel_line(&self) -> String {
+        let (work, reboots, kexec) = (&self.work, self.reboots, u8::from(self.kexec));
+        format!("console=hvc0 panic=-1 papr.work={work} papr.reboots={reboots} papr.kexec={kexec}")
+    }
+
+    /// How often the guest starts again.
+    pub fn restarts(&self) -> u32 {
+        self.reboots + u32::from(self.kexec)
     }
 
     /// What the rig reads.

@@ -93,14 +93,13 @@ pub fn row(over: &Over) -> String {
             .map_or("-".to_owned(), |s| grouped(count(s)))
     };
     let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
-    let interrupts = record.figure("interrupts");
     let verdict = if over.is_good() { "ok" } else { "FAILED" };
     columns([
         verdict,
         &over.boot.to_string(),
         &seconds(record.took),
         &record.up.map_or("-".to_owned(), seconds),
-        &interrupts.map_or("-".to_owned(), |n| grouped(n as u64)),
+        &record.interrupts().map_or("-".to_owned(), grouped),
         &of_rig(|s| s.hcalls),
         &of_rig(|s| s.loads + s.stores),
         &record.kills.to_string(),

@@ -99,10 +99,11 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Does what the guest wants: `device_add …` and `device_del …` as the monitor has them, `cpu_add`, `cpu_del`.
+    /// Does what the guest wants: `device_add DRIVER NAME=VALUE…`, `device_del ID`, `cpu_add`, `cpu_del`.
     pub fn order(&mut self, order: &str) -> Result<(), String> {
         match order.split_whitespace().next() {
-            Some("device_add" | "device_del") => self.monitor(order),
+            Some("device_add") => self.monitor(&in_one_word(order)),
+            Some("device_del") => self.monitor(order),
             Some("cpu_add") => self.add_cpu(),
             Some("cpu_del") => {
                 let id = self.added.pop().ok_or("no vCPU was added")?;
@@ -151,5 +152,75 @@ impl Qmp {
         self.monitor(&format!("device_add {kind},core-id={core},id={id}"))?;
         self.added.push(id);
         Ok(())
+    }
+}
+
+/// The monitor has commas between a device's properties, where the guest has spaces.
+fn in_one_word(order: &str) -> String {
+    let mut words = order.split_whitespace();
+    let command = words.next().unwrap_or_default();
+    let rest: Vec<&str> = words.collect();
+    format!("{command} {}", rest.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread::{self, JoinHandle};
+
+    use super::*;
+
+    /// A peer that answers each request with the next of these lines; gives back what it was asked.
+    fn peer(path: &Path, answers: &'static [&str]) -> JoinHandle<Vec<String>> {
+        let listener = UnixListener::bind(path).unwrap();
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut stream = BufReader::new(stream);
+            let mut asked = Vec::new();
+            for answer in answers {
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                asked.push(line.trim_end().to_owned());
+                stream.get_mut().write_all(answer.as_bytes()).unwrap();
+            }
+            asked
+        })
+    }
+
+    #[test]
+    fn the_rig_is_asked_and_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        assert!(Control::connect(&path).unwrap().is_none());
+        let rig = peer(
+            &path,
+            &[
+                "0\n",
+                "-1\n",
+                "77\n",
+                "what?\n",
+                "ok 1200\n",
+                "error no such file\n",
+            ],
+        );
+        let mut control = Control::connect(&path).unwrap().unwrap();
+        assert_eq!(control.pid(), Ok(None));
+        assert_eq!(control.pid(), Ok(None));
+        assert_eq!(control.pid(), Ok(Some(77)));
+        assert_eq!(control.pid(), Err("what?".to_owned()));
+        assert_eq!(control.upgrade(Path::new("next")), Ok(()));
+        let refused = control.upgrade(Path::new("gone"));
+        assert_eq!(refused, Err("error no such file".to_owned()));
+        let asked = ["pid", "pid", "pid", "pid", "upgrade next", "upgrade gone"];
+        assert_eq!(rig.join().unwrap(), asked);
+        assert_eq!(control.pid(), Err("the connection ended".to_owned()));
+    }
+
+    #[test]
+    fn the_monitor_hears_a_device_in_one_word() {
+        assert_eq!(
+            in_one_word("device_add virtio-blk-pci id=a  addr=7"),
+            "device_add virtio-blk-pci,id=a,addr=7"
+        );
     }
 }
