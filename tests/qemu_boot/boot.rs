@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::chaos::{Chaos, Deed};
 use crate::lines::{Said, Stream};
 use crate::machine::{Folder, Setup};
-use crate::matrix::Boot;
+use crate::matrix::{Boot, Way};
 use crate::process::Process;
 use crate::verdict::{Demands, End, Record};
-use crate::wire::Qmp;
+use crate::wire::{Control, Qmp};
 
 /// No boot is waited for longer than this.
 #[derive(Clone, Copy, Debug)]
@@ -137,12 +137,13 @@ impl<'a> Running<'a> {
         }
         match self.record.hear(at, stream, line)?.clone() {
             Said::Want(order) => self.obey(&order),
-            // What comes now is the power-off: not a moment to ask QEMU for anything.
-            Said::Done { .. } => self.chaos = None,
-            Said::Panic(_) => return Some(End::Lost),
             Said::Up { .. } if self.record.ups() > self.setup.restarts() + 1 => {
                 return Some(End::Loops);
             }
+            Said::Up { .. } => self.look_who_executes(),
+            // What comes now is the power-off: not a moment to ask QEMU for anything.
+            Said::Done { .. } => self.chaos = None,
+            Said::Panic(_) => return Some(End::Lost),
             _ => {}
         }
         None
@@ -156,6 +157,19 @@ impl<'a> Running<'a> {
         match done {
             Ok(()) => self.note(&format!("done: {order}")),
             Err(why) => self.problem(format!("{order}: {why}")),
+        }
+    }
+
+    /// Asks a rig whose daemon is left alone.
+    fn look_who_executes(&mut self) {
+        if !matches!(self.boot.way, Way::Plain | Way::Remote) {
+            return;
+        }
+        let control = Control::connect(&self.folder.control());
+        let executor = control.and_then(|c| c.ok_or("nobody listens".to_owned())?.executor());
+        match executor {
+            Ok(executor) => self.record.executor = Some(executor),
+            Err(why) => self.problem(format!("the rig's control socket: {why}")),
         }
     }
 

@@ -59,9 +59,9 @@ pub struct Run {
     /// Who serves; QEMU's own is the baseline, without us
     #[arg(long, value_enum, default_value = "ours")]
     pub controller: Controller,
-    /// What the guest does: plain, stress or bench
-    #[arg(long, default_value = "stress", value_name = "WORK")]
-    pub work: String,
+    /// What the guest does: plain (each device once) or stress [default: stress, but plain if --quick]
+    #[arg(long, value_name = "WORK")]
+    pub work: Option<String>,
     /// How often the guest reboots, and does it again, before it powers off
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub reboots: u32,
@@ -73,6 +73,12 @@ pub struct Run {
 }
 
 impl Run {
+    /// What the guest does.
+    pub fn work(&self) -> &str {
+        let usual = if self.quick { "plain" } else { "stress" };
+        self.work.as_deref().unwrap_or(usual)
+    }
+
     /// The boots that are meant.
     pub fn boots(&self) -> Vec<Boot> {
         let boots = match (self.full, self.quick, self.shadow) {

@@ -56,11 +56,11 @@ fn boots(run: &Run) -> Result<bool, String> {
         boots.iter().for_each(|b| println!("{b}"));
         return Ok(true);
     }
-    let setup = run.setup.resolve(&run.work, run.reboots, run.kexec)?;
+    let setup = run.setup.resolve(run.work(), run.reboots, run.kexec)?;
     println!(
         "{} boots, papr.work={}\n\n{}",
         boots.len(),
-        run.work,
+        run.work(),
         report::titles()
     );
     let mut rows = Vec::new();
@@ -120,6 +120,7 @@ fn pairs(bench: &Bench) -> Result<bool, String> {
                 return Err("a pair has two boots".to_owned());
             };
             measured.add(stock, ours);
+            pair.into_iter().for_each(|over| over.folder.remove());
         }
         all.push(measured);
     }

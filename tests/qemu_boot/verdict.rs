@@ -42,6 +42,8 @@ pub struct Record {
     /// From QEMU's start to the guest's first userland.
     pub up: Option<Duration>,
     pub took: Duration,
+    /// Who executed the data plane when userland was reached, if anybody asked.
+    pub executor: Option<String>,
     pub kills: u64,
     pub upgrades: u64,
     /// Orders that could not be carried out: the guest's, ours.
@@ -89,6 +91,7 @@ impl Record {
         self.judge_end(&mut wrong);
         self.judge_guest(demands, &mut wrong);
         self.judge_rig(demands.boot.way, &mut wrong);
+        self.judge_executor(demands.boot.way, &mut wrong);
         wrong.extend(self.problems.iter().cloned());
         wrong
     }
@@ -167,6 +170,17 @@ impl Record {
             _ => None,
         });
         word.unwrap_or_else(|| "nothing".to_owned())
+    }
+
+    fn judge_executor(&self, way: Way, wrong: &mut Vec<String>) {
+        let expected = match way {
+            Way::Plain => "front-end",
+            Way::Remote => "daemon",
+            Way::Killed | Way::Upgraded | Way::Shadow | Way::Stock => return,
+        };
+        if let Some(executor) = self.executor.as_ref().filter(|e| *e != expected) {
+            wrong.push(format!("the {executor} executes, not the {expected}"));
+        }
     }
 
     fn judge_rig(&self, way: Way, wrong: &mut Vec<String>) {

@@ -75,6 +75,14 @@ impl Control {
         }
     }
 
+    /// Who executes the data plane: `front-end` or `daemon`.
+    pub fn executor(&mut self) -> Result<String, String> {
+        let answer = self.ask("query")?;
+        let said: Option<Value> = serde_json::from_str(&answer).ok();
+        let executor = said.as_ref().and_then(|s| s["executor"].as_str());
+        executor.map(ToOwned::to_owned).ok_or(answer)
+    }
+
     fn ask(&mut self, request: &str) -> Result<String, String> {
         self.0.say(request)?;
         self.0.hear()
@@ -201,6 +209,8 @@ mod tests {
                 "what?\n",
                 "ok 1200\n",
                 "error no such file\n",
+                "{\"executor\":\"daemon\"}\n",
+                "error none\n",
             ],
         );
         let mut control = Control::connect(&path).unwrap().unwrap();
@@ -211,8 +221,13 @@ mod tests {
         assert_eq!(control.upgrade(Path::new("next")), Ok(()));
         let refused = control.upgrade(Path::new("gone"));
         assert_eq!(refused, Err("error no such file".to_owned()));
-        let asked = ["pid", "pid", "pid", "pid", "upgrade next", "upgrade gone"];
-        assert_eq!(rig.join().unwrap(), asked);
+        assert_eq!(control.executor(), Ok("daemon".to_owned()));
+        assert_eq!(control.executor(), Err("error none".to_owned()));
+        let asked = rig.join().unwrap();
+        assert_eq!(
+            asked[3..],
+            ["pid", "upgrade next", "upgrade gone", "query", "query"]
+        );
         assert_eq!(control.pid(), Err("the connection ended".to_owned()));
     }
 

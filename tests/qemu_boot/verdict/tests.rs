@@ -280,3 +280,18 @@ fn a_step_that_is_skipped_fails_unless_there_is_but_one_cpu() {
     demands.boot.vcpus = 1;
     assert!(single.complaints(demands).is_empty());
 }
+
+#[test]
+fn the_wrong_executor_fails() {
+    let by = |executor: &str| Record {
+        executor: Some(executor.to_owned()),
+        ..good(GOOD)
+    };
+    assert_eq!(faults(&by("front-end"), Way::Plain), "");
+    assert_eq!(faults(&by("daemon"), Way::Remote), "");
+    assert_eq!(
+        faults(&by("front-end"), Way::Remote),
+        "the front-end executes, not the daemon"
+    );
+    assert_ne!(faults(&by("daemon"), Way::Plain), "");
+}
