@@ -15,6 +15,8 @@ use crate::wire::{Control, Qmp};
 /// No boot is waited for longer than this.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Of an exercise of the guest's, which it keeps by itself.
+    pub step: Duration,
     pub silence: Duration,
     pub whole: Duration,
 }
@@ -24,6 +26,8 @@ pub struct Over {
     pub boot: Boot,
     pub record: Record,
     pub complaints: Vec<String>,
+    /// What is wrong with one that has to go wrong.
+    pub noticed: Vec<String>,
     pub folder: Folder,
 }
 
@@ -54,11 +58,17 @@ pub fn boot(
         boot,
         reboots: setup.restarts(),
     };
-    let complaints = record.complaints(demands);
+    let faults = record.complaints(demands);
+    let (complaints, noticed) = match boot.way {
+        Way::Broken(_) if faults.is_empty() => (vec!["nothing was noticed".to_owned()], faults),
+        Way::Broken(_) => (Vec::new(), faults),
+        _ => (faults, Vec::new()),
+    };
     Over {
         boot,
         record,
         complaints,
+        noticed,
         folder,
     }
 }
@@ -94,7 +104,7 @@ impl<'a> Running<'a> {
         if let Some(path) = self.setup.missing(&self.boot) {
             return Err(format!("{} is not there", path.display()));
         }
-        let command = self.setup.command(&self.boot, self.folder);
+        let command = self.setup.command(&self.boot, self.folder, limits.step);
         let environment = self.setup.environment(&self.boot, self.folder);
         self.note(&format!("{environment:?} {command:?}"));
         let mut process = Process::start(&command, &environment)?;

@@ -44,7 +44,7 @@ impl Chaos {
         let (what, every) = match way {
             Way::Killed => (What::Kill, KILL_EVERY),
             Way::Upgraded => (What::Upgrade, UPGRADE_EVERY),
-            Way::Plain | Way::Remote | Way::Shadow | Way::Stock => return None,
+            _ => return None,
         };
         Some(Self {
             what,

@@ -39,14 +39,17 @@ pub enum Controller {
 #[derive(Debug, Args)]
 pub struct Run {
     /// All 72 boots
-    #[arg(long, conflicts_with_all = ["quick", "shadow"])]
+    #[arg(long, conflicts_with_all = ["quick", "shadow", "broken"])]
     pub full: bool,
     /// Four boots: one of each ic-mode, and one with kills
-    #[arg(long, conflicts_with = "shadow")]
+    #[arg(long, conflicts_with_all = ["shadow", "broken"])]
     pub quick: bool,
     /// QEMU's controllers serve, ours follow and compare: one boot of each ic-mode
-    #[arg(long)]
+    #[arg(long, conflicts_with = "broken")]
     pub shadow: bool,
+    /// Our controllers with faults put in: each boot has to notice
+    #[arg(long)]
+    pub broken: bool,
     /// Of these boots, those whose name has this in it (repeated: any of them)
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
@@ -81,10 +84,11 @@ impl Run {
 
     /// The boots that are meant.
     pub fn boots(&self) -> Vec<Boot> {
-        let boots = match (self.full, self.quick, self.shadow) {
+        let boots = match (self.full, self.quick, self.shadow, self.broken) {
             (true, ..) => matrix::full(),
-            (_, true, _) => matrix::quick(),
-            (.., true) => matrix::in_each_mode(Way::Shadow),
+            (_, true, ..) => matrix::quick(),
+            (_, _, true, _) => matrix::in_each_mode(Way::Shadow),
+            (.., true) => matrix::broken(),
             _ => matrix::gating(),
         };
         let boots = match self.controller {
@@ -135,6 +139,9 @@ pub struct Parts {
     /// The rig: the object that is loaded into QEMU
     #[arg(long, value_name = "PATH")]
     pub rig: PathBuf,
+    /// The same with faults in it
+    #[arg(long, value_name = "PATH")]
+    pub broken_rig: PathBuf,
     /// The daemon
     #[arg(long, value_name = "PATH")]
     pub daemon: PathBuf,
@@ -147,12 +154,9 @@ pub struct Parts {
     /// QEMU
     #[arg(long, default_value = "qemu-system-ppc64", value_name = "PROGRAM")]
     pub qemu: OsString,
-    /// Longest boot
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    /// Longest exercise of the guest's; a silence may be a little longer, a whole boot ten times as long
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub limit: u64,
-    /// Longest silence of a boot
-    #[arg(long, default_value_t = 90, value_name = "SECONDS")]
-    pub silence: u64,
     /// What the rig and the daemon log
     #[arg(long, default_value = "warn", value_name = "FILTER")]
     pub log: String,
@@ -161,8 +165,9 @@ pub struct Parts {
 impl Parts {
     pub fn limits(&self) -> Limits {
         Limits {
-            silence: Duration::from_secs(self.silence),
-            whole: Duration::from_secs(self.limit),
+            step: Duration::from_secs(self.limit),
+            silence: Duration::from_secs(self.limit + 30),
+            whole: Duration::from_secs(self.limit * 10),
         }
     }
 
@@ -179,6 +184,7 @@ impl Parts {
             qemu: self.qemu.clone(),
             guest: absolute(&self.guest)?,
             rig: absolute(&self.rig)?,
+            broken: absolute(&self.broken_rig)?,
             daemon,
             upgrade,
             work: work.to_owned(),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::matrix::{Boot, Way};
 
@@ -13,6 +14,8 @@ pub struct Setup {
     /// Folder of `vmlinux` and `initramfs.gz`.
     pub guest: PathBuf,
     pub rig: PathBuf,
+    /// The rig with faults.
+    pub broken: PathBuf,
     pub daemon: PathBuf,
     /// The daemon to upgrade to.
     pub upgrade: PathBuf,
@@ -94,7 +97,7 @@ impl Folder {
 
 impl Setup {
     /// QEMU's command line.
-    pub fn command(&self, boot: &Boot, folder: &Folder) -> Vec<OsString> {
+    pub fn command(&self, boot: &Boot, folder: &Folder, step: Duration) -> Vec<OsString> {
         let mode = boot.ic_mode.name();
         let inside = |name: &str| folder.0.join(name).display().to_string();
         let mut words: Vec<OsString> = vec![self.qemu.clone()];
@@ -135,7 +138,7 @@ impl Setup {
         for device in DEVICES {
             add("-device", device);
         }
-        add("-append", &self.kernel_line());
+        add("-append", &self.kernel_line(step));
         words.push("-nodefaults".into());
         words.push("-no-user-config".into());
         for (name, file) in [("-kernel", "vmlinux"), ("-initrd", "initramfs.gz")] {
@@ -145,9 +148,12 @@ impl Setup {
         words
     }
 
-    fn kernel_line(&self) -> String {
+    fn kernel_line(&self, step: Duration) -> String {
         let (work, reboots, kexec) = (&self.work, self.reboots, u8::from(self.kexec));
-        format!("console=hvc0 panic=-1 papr.work={work} papr.reboots={reboots} papr.kexec={kexec}")
+        let limit = step.as_secs();
+        format!(
+            "console=hvc0 panic=-1 papr.work={work} papr.reboots={reboots} papr.kexec={kexec} papr.limit={limit}"
+        )
     }
 
     /// How often the guest starts again.
@@ -159,12 +165,12 @@ impl Setup {
     pub fn environment(&self, boot: &Boot, folder: &Folder) -> Vec<(&'static str, OsString)> {
         let mode = match boot.way {
             Way::Stock => return Vec::new(),
-            Way::Plain | Way::Killed | Way::Upgraded => "mapped",
+            Way::Plain | Way::Killed | Way::Upgraded | Way::Broken(_) => "mapped",
             Way::Remote => "remote",
             Way::Shadow => "shadow",
         };
         let mut environment: Vec<(&str, OsString)> = vec![
-            ("LD_PRELOAD", self.rig.clone().into()),
+            ("LD_PRELOAD", self.rig_of(boot).into()),
             ("PAPR_INTC_DAEMON", self.daemon.clone().into()),
             ("PAPR_INTC_MODE", mode.into()),
             ("PAPR_INTC_CONTROL", folder.control().into()),
@@ -173,12 +179,22 @@ impl Setup {
         if boot.way == Way::Shadow {
             environment.push(("PAPR_INTC_SHADOW", folder.0.join("difference").into()));
         }
+        if let Way::Broken(fault) = boot.way {
+            environment.push(("PAPR_INTC_BREAK", fault.name().into()));
+        }
         environment
+    }
+
+    fn rig_of(&self, boot: &Boot) -> &Path {
+        match boot.way {
+            Way::Broken(_) => &self.broken,
+            _ => &self.rig,
+        }
     }
 
     /// What this boot needs and is not there.
     pub fn missing(&self, boot: &Boot) -> Option<&Path> {
-        let files = [self.rig.as_path(), &self.daemon, &self.upgrade];
+        let files = [self.rig_of(boot), &self.daemon, &self.upgrade];
         let ours = files.into_iter().filter(|_| boot.way != Way::Stock);
         let mut all = ours.chain([self.guest.as_path()]);
         all.find(|path| !path.exists())

@@ -37,7 +37,33 @@ pub enum Way {
     Shadow,
     /// QEMU's own, without us: the baseline.
     Stock,
+    /// Ours with a fault put in: the boot has to notice.
+    Broken(Fault),
 }
+
+/// What tests/qemu/broken can break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    LostMessage,
+    LevelOnce,
+    LostIpi,
+    LostEoi,
+    NoQ,
+    LostEntry,
+}
+
+/// Faults and the controllers that can have them.
+const FAULTS: [(IcMode, Fault); 9] = [
+    (IcMode::Xics, Fault::LostMessage),
+    (IcMode::Xics, Fault::LevelOnce),
+    (IcMode::Xics, Fault::LostIpi),
+    (IcMode::Xics, Fault::LostEoi),
+    (IcMode::Xive, Fault::LostMessage),
+    (IcMode::Xive, Fault::LevelOnce),
+    (IcMode::Xive, Fault::LostIpi),
+    (IcMode::Xive, Fault::NoQ),
+    (IcMode::Xive, Fault::LostEntry),
+];
 
 /// The ways of the matrix.
 pub const WAYS: [Way; 4] = [Way::Plain, Way::Killed, Way::Upgraded, Way::Remote];
@@ -73,6 +99,20 @@ impl Way {
             Self::Remote => "remote",
             Self::Shadow => "shadow",
             Self::Stock => "stock",
+            Self::Broken(fault) => fault.name(),
+        }
+    }
+}
+
+impl Fault {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LostMessage => "lost-message",
+            Self::LevelOnce => "level-once",
+            Self::LostIpi => "lost-ipi",
+            Self::LostEoi => "lost-eoi",
+            Self::NoQ => "no-q",
+            Self::LostEntry => "lost-entry",
         }
     }
 }
@@ -154,6 +194,17 @@ pub fn in_each_mode(way: Way) -> Vec<Boot> {
     IC_MODES.map(boot).to_vec()
 }
 
+/// A boot for each fault.
+pub fn broken() -> Vec<Boot> {
+    let boot = |(ic_mode, fault)| Boot {
+        ic_mode,
+        vcpus: 2,
+        cpu: Cpu::Power9,
+        way: Way::Broken(fault),
+    };
+    FAULTS.map(boot).to_vec()
+}
+
 /// The same boots on QEMU's own controllers, each once.
 pub fn on_stock(boots: &[Boot]) -> Vec<Boot> {
     let mut stock = Vec::new();
@@ -175,11 +226,12 @@ mod tests {
 
     /// A value of each axis, as numbers.
     fn values(boot: &Boot) -> [usize; 4] {
+        let way = WAYS.iter().position(|w| *w == boot.way);
         [
             boot.ic_mode as usize,
             boot.vcpus as usize,
             boot.cpu as usize,
-            boot.way as usize,
+            way.unwrap(),
         ]
     }
 

@@ -74,6 +74,9 @@ fn boots(run: &Run) -> Result<bool, String> {
         )?;
         let row = report::row(&over);
         println!("{row}");
+        if let Some(noticed) = over.noticed.first() {
+            println!("       {noticed}");
+        }
         rows.push(row);
         if !over.is_good() {
             println!("{}", report::failure(&over));

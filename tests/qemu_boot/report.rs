@@ -93,7 +93,11 @@ pub fn row(over: &Over) -> String {
             .map_or("-".to_owned(), |s| grouped(count(s)))
     };
     let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
-    let verdict = if over.is_good() { "ok" } else { "FAILED" };
+    let verdict = match (over.is_good(), over.noticed.is_empty()) {
+        (true, true) => "ok",
+        (true, false) => "caught",
+        (false, _) => "FAILED",
+    };
     columns([
         verdict,
         &over.boot.to_string(),

@@ -174,7 +174,7 @@ impl Record {
 
     fn judge_executor(&self, way: Way, wrong: &mut Vec<String>) {
         let expected = match way {
-            Way::Plain => "front-end",
+            Way::Plain | Way::Broken(_) => "front-end",
             Way::Remote => "daemon",
             Way::Killed | Way::Upgraded | Way::Shadow | Way::Stock => return,
         };
@@ -213,8 +213,12 @@ impl Record {
                 if self.upgrades == 0 {
                     wrong.push("no daemon was upgraded".to_owned());
                 }
+                if served.restarts > self.upgrades {
+                    let more = served.restarts - self.upgrades;
+                    wrong.push(format!("{more} daemons died that nobody killed"));
+                }
             }
-            Way::Plain | Way::Remote | Way::Shadow | Way::Stock => {
+            _ => {
                 if served.restarts > 0 {
                     let restarts = served.restarts;
                     wrong.push(format!("{restarts} daemons died that nobody killed"));

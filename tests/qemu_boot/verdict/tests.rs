@@ -233,6 +233,14 @@ fn upgrades_must_have_happened() {
         ..good(GOOD)
     };
     assert_eq!(faults(&upgraded, Way::Upgraded), "");
+    let died = Record {
+        upgrades: 1,
+        ..good(&instead("restarts=0", "restarts=3"))
+    };
+    assert_eq!(
+        faults(&died, Way::Upgraded),
+        "2 daemons died that nobody killed"
+    );
 }
 
 #[test]
