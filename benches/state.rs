@@ -21,7 +21,7 @@ const LONG: Duration = Duration::from_secs(60);
 fn main() {
     let quick = std::env::args().any(|a| a == "--quick" || a == "--test");
     println!(
-        "{:<22}{:>12}{:>11}{:>11}{:>7}{:>11}{:>11}{:>7}",
+        "{:<22}{:>12}{:>11}{:>11}{:>9}{:>11}{:>11}{:>9}",
         "state", "bytes", "save", "copy+CRC", "ratio", "load", "copy+CRC", "ratio"
     );
     for (sources, servers) in [(8_192, 8), (1 << 20, 256)] {
@@ -128,7 +128,7 @@ fn row(sources: u32, servers: u32, used: bool, samples: usize) {
     let words = Words::new(&storage, &machine, &geometry);
     words.apply(&state);
     connect(&storage, servers);
-    let save = || words.capture("bench").encode().expect("a valid state");
+    let save = || words.save("bench").expect("a valid state");
     let bytes = save();
     let load = || words.apply(&State::decode(&bytes).expect("what was saved"));
     let mut columns: [Vec<Duration>; 4] = Default::default();
@@ -142,7 +142,7 @@ fn row(sources: u32, servers: u32, used: bool, samples: usize) {
     let [save, save_limit, load, load_limit] = columns.map(|mut c| median(&mut c));
     let ratio = |ours: Duration, limit: Duration| ours.as_secs_f64() / limit.as_secs_f64();
     println!(
-        "{:<22}{:>12}{:>11.1?}{:>11.1?}{:>6.1}x{:>11.1?}{:>11.1?}{:>6.1}x",
+        "{:<22}{:>12}{:>11.1?}{:>11.1?}{:>8.1}x{:>11.1?}{:>11.1?}{:>8.1}x",
         name(sources, used),
         bytes.len(),
         save,

@@ -56,13 +56,18 @@ fn a_daemon_without_descriptors_says_so_in_one_line_and_ends() {
 /// A machine on a daemon whose temporary files go to `folder`.
 fn machine(folder: &Path) -> Intc {
     let path = folder.join("daemon");
+    // Written by another process: a child that another test's thread forks here would hold a file of ours open
+    // for writing, and it could not be executed (ETXTBSY).
     let script = format!(
-        "#!/bin/sh\nTMPDIR={} exec {DAEMON} \"$@\"\n",
+        "#!/bin/sh\nTMPDIR={} exec {DAEMON} \"$@\"",
         folder.display()
     );
-    std::fs::write(&path, script).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    std::fs::set_permissions(&path, mode).unwrap();
+    let write = "echo \"$1\" > \"$2\" && chmod 700 \"$2\"";
+    let written = Command::new("/bin/sh")
+        .args(["-c", write, "sh", &script])
+        .arg(&path)
+        .status();
+    assert!(written.unwrap().success());
     let machine = Machine::pseries(IcMode::Dual, Compat::Papr1, 1);
     let ram = Arc::new(GuestRam::new(&[(0, 1 << 20)]).unwrap());
     let launcher = Launcher::spawn(&path, vec![]);

@@ -167,7 +167,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         if core.depth() == 0 {
             return Err(Refused::NotQuiesced);
         }
-        Ok(core.words().capture(crate::BUILD).encode()?)
+        Ok(core.words().save(crate::BUILD)?)
     }
 
     pub(super) fn state_header(&self, request: &StateHeader) -> Result<StateBytes, Refused> {

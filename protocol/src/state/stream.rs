@@ -36,12 +36,12 @@ const END: &str = "end";
 pub const SECTIONS: [&str; 9] = [
     HEAD,
     Claims::NAME,
-    Input::NAME,
     XicsSource::NAME,
     Icp::NAME,
     XiveSource::NAME,
     super::model::End::NAME,
     Ring::NAME,
+    Input::NAME,
     END,
 ];
 
@@ -354,12 +354,38 @@ impl Head {
     }
 }
 
-/// Sections of one kind, as many as the list needs.
-fn list<T: Columns>(out: &mut Vec<u8>, entries: &[T]) -> u32 {
-    let chunks = entries.chunks(T::MOST);
-    let count = chunks.len() as u32;
-    chunks.for_each(|chunk| section(out, T::NAME, |out| T::write(chunk, out)));
-    count
+/// Writes a stream, list by list. What is handed in is valid.
+pub(super) struct Encoder {
+    out: Vec<u8>,
+    sections: u32,
+}
+
+impl Encoder {
+    /// A stream with this head, and room for so many bytes.
+    pub(super) fn new(head: &Head, room: usize) -> Result<Self, StreamError> {
+        let mut out = head.encode()?;
+        out.reserve(room);
+        Ok(Self { out, sections: 1 })
+    }
+
+    /// Sections of one kind, as many as the list needs. A list in pieces has [`Columns::MOST`] entries in
+    /// each but the last.
+    pub(super) fn list<T: Columns>(&mut self, entries: &[T]) {
+        for chunk in entries.chunks(T::MOST) {
+            section(&mut self.out, T::NAME, |out| T::write(chunk, out));
+            self.sections += 1;
+        }
+    }
+
+    /// The whole stream.
+    pub(super) fn finish(self) -> Vec<u8> {
+        let Self { mut out, sections } = self;
+        let bytes = out.len() as u64;
+        section(&mut out, END, |out| {
+            columns::encode(&EndMessage { sections, bytes }, out);
+        });
+        out
+    }
 }
 
 impl State {
@@ -369,22 +395,17 @@ impl State {
     /// The state is not [valid](State::validate), or has what its level cannot carry.
     pub fn encode(&self) -> Result<Vec<u8>, StreamError> {
         self.validate()?;
-        let mut out = self.head.encode()?;
         // Bytes of entries, about.
-        out.reserve(self.xics.sources.len() * 8 + self.xive.sources.len() * 10 + 4096);
-        let sections = 1
-            + list(&mut out, &self.claims)
-            + list(&mut out, &self.inputs)
-            + list(&mut out, &self.xics.sources)
-            + list(&mut out, &self.xics.icps)
-            + list(&mut out, &self.xive.sources)
-            + list(&mut out, &self.xive.ends)
-            + list(&mut out, &self.xive.rings);
-        let bytes = out.len() as u64;
-        section(&mut out, END, |out| {
-            columns::encode(&EndMessage { sections, bytes }, out)
-        });
-        Ok(out)
+        let room = self.xics.sources.len() * 8 + self.xive.sources.len() * 10 + 4096;
+        let mut encoder = Encoder::new(&self.head, room)?;
+        encoder.list(&self.claims);
+        encoder.list(&self.xics.sources);
+        encoder.list(&self.xics.icps);
+        encoder.list(&self.xive.sources);
+        encoder.list(&self.xive.ends);
+        encoder.list(&self.xive.rings);
+        encoder.list(&self.inputs);
+        Ok(encoder.finish())
     }
 
     /// Reads a whole stream. What it returns is valid.

@@ -71,35 +71,57 @@ impl Kinds<'_> {
     }
 }
 
-/// A state on its machine.
-struct Checker<'a> {
-    state: &'a State,
-    geometry: Geometry,
-}
-
 impl State {
     /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), Invalid> {
-        let geometry = self.head.machine.geometry();
-        let geometry = geometry.ok_or_else(|| invalid("machine", "its numbers make no machine"))?;
-        let checker = Checker {
-            state: self,
-            geometry,
-        };
-        checker.head()?;
-        checker.claims()?;
-        checker.inputs()?;
-        checker.xics_sources()?;
-        checker.icps()?;
-        checker.xive_sources()?;
-        checker.ends()?;
-        checker.rings()
+        let mut checker = Checker::new(&self.head, &self.claims)?;
+        checker.xics_sources(&self.xics.sources)?;
+        checker.icps(&self.xics.icps)?;
+        checker.xive_sources(&self.xive.sources)?;
+        checker.ends(&self.xive.ends)?;
+        checker.rings(&self.xive.rings)?;
+        checker.inputs(&self.inputs)
     }
 }
 
-impl Checker<'_> {
+/// Checks the lists of a state. Sources may come in pieces, as they are read from words.
+pub(super) struct Checker<'a> {
+    head: &'a Head,
+    claims: &'a [Claims],
+    geometry: Geometry,
+    xics: Rising<'a>,
+    xive: Rising<'a>,
+}
+
+/// Where a list of sources has got to.
+struct Rising<'a> {
+    last: Option<u32>,
+    kinds: Kinds<'a>,
+}
+
+impl<'a> Checker<'a> {
+    /// Checks head and claims.
+    pub(super) fn new(head: &'a Head, claims: &'a [Claims]) -> Result<Self, Invalid> {
+        let geometry = head.machine.geometry();
+        let geometry = geometry.ok_or_else(|| invalid("machine", "its numbers make no machine"))?;
+        let rising = || Rising {
+            last: None,
+            kinds: Kinds(claims),
+        };
+        let checker = Self {
+            head,
+            claims,
+            geometry,
+            xics: rising(),
+            xive: rising(),
+        };
+        checker.head()?;
+        checker.claims()?;
+        Ok(checker)
+    }
+
     fn head(&self) -> Result<(), Invalid> {
-        let head = &self.state.head;
+        let head = self.head;
         let ic_mode = head.machine.ic_mode;
         let has = match head.active {
             Mode::Xics => ic_mode.has_xics(),
@@ -131,7 +153,7 @@ impl Checker<'_> {
     }
 
     fn connected(&self, item: &str, server: u32) -> Result<(), Invalid> {
-        let exists = self.state.head.servers.binary_search(&server).is_ok();
+        let exists = self.head.servers.binary_search(&server).is_ok();
         must!(
             exists,
             format!("{item} of server {server}"),
@@ -141,10 +163,10 @@ impl Checker<'_> {
     }
 
     fn claims(&self) -> Result<(), Invalid> {
-        let machine = &self.state.head.machine;
+        let machine = &self.head.machine;
         let mut end = 0;
         let mut last = None;
-        for run in &self.state.claims {
+        for run in self.claims {
             let item = || format!("claim {:#x}+{:#x}", run.first, run.count);
             let run_end = u64::from(run.first) + u64::from(run.count);
             let sources = self.geometry.sources();
@@ -180,11 +202,11 @@ impl Checker<'_> {
             (end, last) = (run_end, Some(run.kind));
         }
         must!(
-            self.state.head.fixed == fixed(&self.state.claims),
+            self.head.fixed == fixed(self.claims),
             "claims",
             "the head has others than the claims that a reset keeps"
         );
-        let first = self.state.claims.first();
+        let first = self.claims.first();
         must!(
             !machine.ic_mode.has_xive() || first.is_some_and(|run| run.first == 0),
             "claim 0x0",
@@ -193,11 +215,11 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn inputs(&self) -> Result<(), Invalid> {
-        ascending("input", self.state.inputs.iter().map(|i| i.lisn))?;
-        for input in &self.state.inputs {
+    pub(super) fn inputs(&self, inputs: &[Input]) -> Result<(), Invalid> {
+        ascending("input", inputs.iter().map(|i| i.lisn))?;
+        for input in inputs {
             let item = || format!("input {:#x}", input.lisn);
-            let kind = self.state.kind(input.lisn);
+            let kind = kind_in(self.claims, input.lisn);
             let level = input.level_vmm || input.level_irqfd || input.resample_due;
             must!(kind.is_some(), item(), "the number is not claimed");
             must!(level || input.latched, item(), "nothing is held there");
@@ -210,17 +232,15 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn xics_sources(&self) -> Result<(), Invalid> {
-        let sources = &self.state.xics.sources;
-        let has = self.state.head.machine.ic_mode.has_xics();
+    pub(super) fn xics_sources(&mut self, sources: &[XicsSource]) -> Result<(), Invalid> {
+        let has = self.head.machine.ic_mode.has_xics();
         must!(
             has || sources.is_empty(),
             "xics sources",
             "on a machine without XICS"
         );
-        let (mut last, mut kinds) = (None, Kinds(&self.state.claims));
         for s in sources {
-            rises("xics source", &mut last, s.irq)?;
+            rises("xics source", &mut self.xics.last, s.irq)?;
             let item = || format!("xics source {:#x}", s.irq);
             let base = self.geometry.xics_base();
             let (irq, servers) = (s.irq, self.geometry.servers());
@@ -243,7 +263,7 @@ impl Checker<'_> {
                 s.priority,
                 s.saved
             );
-            let kind = kinds.of(irq);
+            let kind = self.xics.kinds.of(irq);
             must!(
                 !s.sent || kind == Some(Kind::Lsi),
                 item(),
@@ -259,9 +279,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn icps(&self) -> Result<(), Invalid> {
-        let icps = &self.state.xics.icps;
-        let has = self.state.head.machine.ic_mode.has_xics();
+    pub(super) fn icps(&self, icps: &[Icp]) -> Result<(), Invalid> {
+        let has = self.head.machine.ic_mode.has_xics();
         must!(has || icps.is_empty(), "icps", "on a machine without XICS");
         ascending("icp", icps.iter().map(|i| i.server))?;
         for i in icps {
@@ -286,17 +305,15 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn xive_sources(&self) -> Result<(), Invalid> {
-        let sources = &self.state.xive.sources;
-        let has = self.state.head.machine.ic_mode.has_xive();
+    pub(super) fn xive_sources(&mut self, sources: &[XiveSource]) -> Result<(), Invalid> {
+        let has = self.head.machine.ic_mode.has_xive();
         must!(
             has || sources.is_empty(),
             "xive sources",
             "on a machine without XIVE"
         );
-        let (mut last, mut kinds) = (None, Kinds(&self.state.claims));
         for s in sources {
-            rises("xive source", &mut last, s.lisn)?;
+            rises("xive source", &mut self.xive.last, s.lisn)?;
             let item = || format!("xive source {:#x}", s.lisn);
             let (all, ends) = (self.geometry.sources(), self.geometry.ends());
             must!(s.lisn < all, item(), "beyond the {all:#x} sources");
@@ -308,7 +325,7 @@ impl Checker<'_> {
                 "EISN {:#x} has more than 31 bits",
                 s.eisn
             );
-            let claimed = kinds.of(s.lisn).is_some();
+            let claimed = self.xive.kinds.of(s.lisn).is_some();
             must!(
                 *s != XiveSource::reset(s.lisn, claimed),
                 item(),
@@ -318,9 +335,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn ends(&self) -> Result<(), Invalid> {
-        let ends = &self.state.xive.ends;
-        let has = self.state.head.machine.ic_mode.has_xive();
+    pub(super) fn ends(&self, ends: &[End]) -> Result<(), Invalid> {
+        let has = self.head.machine.ic_mode.has_xive();
         must!(has || ends.is_empty(), "ends", "on a machine without XIVE");
         ascending("end", ends.iter().map(|e| e.end))?;
         for e in ends {
@@ -352,9 +368,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn rings(&self) -> Result<(), Invalid> {
-        let rings = &self.state.xive.rings;
-        let has = self.state.head.machine.ic_mode.has_xive();
+    pub(super) fn rings(&self, rings: &[Ring]) -> Result<(), Invalid> {
+        let has = self.head.machine.ic_mode.has_xive();
         must!(
             has || rings.is_empty(),
             "rings",

@@ -6,9 +6,13 @@
 //! Not carried, because it says nothing about the guest: tags, toggles and parities, which configuration
 //! slot of an END is in force, counts of running forwards (none is), the index of what waits.
 
+use std::convert::Infallible;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
+use super::columns::Columns;
 use super::model::*;
+use super::stream::{Encoder, StreamError};
+use super::validate::Checker;
 use crate::layout::header::{Mode, word};
 use crate::layout::words::{cursor, eas, end_config, icp, ics, source, tima};
 use crate::layout::{AtomicWord, Geometry, Machine, Page, Storage, Table, TableStorage};
@@ -94,34 +98,85 @@ impl<'a, S: Storage> Words<'a, S> {
 
     /// The whole state, as it is. Not validated.
     pub fn capture(&self, producer: &str) -> State {
-        let mut state = State {
-            head: self.head(producer),
-            claims: self.claims(),
-            inputs: Vec::new(),
-            xics: Xics::default(),
-            xive: Xive::default(),
-        };
-        let ic_mode = self.machine.ic_mode;
-        // Numbers whose words hold something from outside; from each controller's words, rising.
+        let mut state = self.without_sources(producer);
         let mut touched = Vec::new();
+        let (xics, xive) = (&mut state.xics.sources, &mut state.xive.sources);
+        let collected: Result<(), Infallible> = self
+            .xics_sources(&mut touched, |piece| {
+                xics.extend_from_slice(piece);
+                Ok(())
+            })
+            .and_then(|()| {
+                self.xive_sources(&mut touched, |piece| {
+                    xive.extend_from_slice(piece);
+                    Ok(())
+                })
+            });
+        let Ok(()) = collected;
+        state.inputs = self.inputs(touched, &state);
+        state
+    }
+
+    /// What [`State::encode`] makes of [`capture`](Self::capture), piece by piece: a million sources are never in
+    /// memory beside their stream.
+    ///
+    /// # Errors
+    /// As those of [`State::encode`].
+    pub fn save(&self, producer: &str) -> Result<Vec<u8>, StreamError> {
+        let state = self.without_sources(producer);
+        let mut checker = Checker::new(&state.head, &state.claims)?;
+        // Room that is not used is not memory.
+        let room = self.geometry.sources() as usize * 18 + 4096;
+        let mut encoder = Encoder::new(&state.head, room)?;
+        encoder.list(&state.claims);
+        let mut touched = Vec::new();
+        self.xics_sources(&mut touched, |piece| {
+            checker.xics_sources(piece)?;
+            encoder.list(piece);
+            Ok::<_, StreamError>(())
+        })?;
+        checker.icps(&state.xics.icps)?;
+        encoder.list(&state.xics.icps);
+        self.xive_sources(&mut touched, |piece| {
+            checker.xive_sources(piece)?;
+            encoder.list(piece);
+            Ok::<_, StreamError>(())
+        })?;
+        checker.ends(&state.xive.ends)?;
+        encoder.list(&state.xive.ends);
+        checker.rings(&state.xive.rings)?;
+        encoder.list(&state.xive.rings);
+        let inputs = self.inputs(touched, &state);
+        checker.inputs(&inputs)?;
+        encoder.list(&inputs);
+        Ok(encoder.finish())
+    }
+
+    fn without_sources(&self, producer: &str) -> State {
+        let (head, claims) = (self.head(producer), self.claims());
+        let ic_mode = self.machine.ic_mode;
+        let (mut xics, mut xive) = (Xics::default(), Xive::default());
         if ic_mode.has_xics() {
-            state.xics = Xics {
-                sources: self.xics_sources(&mut touched),
-                icps: self.icps(&state.head.servers),
-            };
+            xics.icps = self.icps(&head.servers);
         }
         if ic_mode.has_xive() {
-            state.xive = Xive {
-                sources: self.xive_sources(&mut touched),
-                ends: self.ends(),
-                rings: self.rings(&state.head.servers),
-            };
+            (xive.ends, xive.rings) = (self.ends(), self.rings(&head.servers));
         }
+        State {
+            head,
+            claims,
+            inputs: Vec::new(),
+            xics,
+            xive,
+        }
+    }
+
+    /// `touched`: numbers whose words hold something from outside; from each controller's words, rising.
+    fn inputs(&self, mut touched: Vec<u32>, state: &State) -> Vec<Input> {
         touched.sort_unstable();
         touched.dedup();
         let input = |lisn: &u32| self.input(*lisn, state.kind(*lisn)?, state.head.active);
-        state.inputs = touched.iter().filter_map(input).collect();
-        state
+        touched.iter().filter_map(input).collect()
     }
 
     /// Levels are the active controller's, as long as LATCHED and RESAMPLE_DUE are anybody's: a switch may
@@ -163,10 +218,17 @@ impl<'a, S: Storage> Words<'a, S> {
         (xive, xics)
     }
 
-    fn xics_sources(&self, touched: &mut Vec<u32>) -> Vec<XicsSource> {
+    /// Hands over what is not as after reset, in pieces of [`Columns::MOST`].
+    fn xics_sources<E>(
+        &self,
+        touched: &mut Vec<u32>,
+        mut take: impl FnMut(&[XicsSource]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !self.machine.ic_mode.has_xics() {
+            return Ok(());
+        }
         let kept = 0xffff_ffff | ics::SENT | ics::REJECTED | ics::MASKED_PENDING;
-        // Room that is not used is not memory.
-        let mut sources = Vec::with_capacity(self.geometry.ics_sources() as usize);
+        let mut piece = Vec::new();
         for index in 0..self.geometry.ics_sources() {
             let word = self.page(Page::IcsSource(index));
             if word & all(XICS_INPUT) != 0 {
@@ -175,7 +237,7 @@ impl<'a, S: Storage> Words<'a, S> {
             if word & kept == ics::RESET {
                 continue;
             }
-            sources.push(XicsSource {
+            piece.push(XicsSource {
                 irq: self.geometry.xics_base() + index,
                 server: (word & ics::SERVER) as u16,
                 priority: ics::priority(word),
@@ -184,8 +246,12 @@ impl<'a, S: Storage> Words<'a, S> {
                 rejected: word & ics::REJECTED != 0,
                 masked_pending: word & ics::MASKED_PENDING != 0,
             });
+            if piece.len() == XicsSource::MOST {
+                take(&piece)?;
+                piece.clear();
+            }
         }
-        sources
+        take(&piece)
     }
 
     fn icps(&self, servers: &[u32]) -> Vec<Icp> {
@@ -203,8 +269,16 @@ impl<'a, S: Storage> Words<'a, S> {
         servers.iter().map(of).filter(used).collect()
     }
 
-    fn xive_sources(&self, touched: &mut Vec<u32>) -> Vec<XiveSource> {
-        let mut sources = Vec::with_capacity(self.geometry.sources() as usize);
+    /// As [`xics_sources`](Self::xics_sources).
+    fn xive_sources<E>(
+        &self,
+        touched: &mut Vec<u32>,
+        mut take: impl FnMut(&[XiveSource]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !self.machine.ic_mode.has_xive() {
+            return Ok(());
+        }
+        let mut piece = Vec::new();
         let mut claimed = 0;
         for lisn in 0..self.geometry.sources() {
             if lisn.is_multiple_of(64) {
@@ -231,11 +305,16 @@ impl<'a, S: Storage> Words<'a, S> {
                 end: eas::end(eas),
                 eisn: eas::eisn(eas),
             };
-            if found != XiveSource::reset(lisn, is_claimed) {
-                sources.push(found);
+            if found == XiveSource::reset(lisn, is_claimed) {
+                continue;
+            }
+            piece.push(found);
+            if piece.len() == XiveSource::MOST {
+                take(&piece)?;
+                piece.clear();
             }
         }
-        sources
+        take(&piece)
     }
 
     fn ends(&self) -> Vec<End> {

@@ -65,6 +65,7 @@ fn save_load_save_is_byte_identical_on_100_000_random_states() {
         let again = words.capture("random");
         assert_eq!(again, state, "seed {seed}");
         assert_eq!(again.encode().unwrap(), saved, "seed {seed}");
+        assert_eq!(words.save("random").unwrap(), saved, "seed {seed}");
     }
 }
 
