@@ -228,7 +228,7 @@ mod tests {
             asked[3..],
             ["pid", "upgrade next", "upgrade gone", "query", "query"]
         );
-        assert_eq!(control.pid(), Err("the connection ended".to_owned()));
+        assert!(control.pid().is_err(), "it has gone");
     }
 
     #[test]
