@@ -65,12 +65,10 @@ pub struct Run {
     /// What the guest does: plain (each device once) or stress [default: stress, but plain if --quick]
     #[arg(long, value_name = "WORK")]
     pub work: Option<String>,
-    /// How often the guest reboots, and does it again, before it powers off
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub reboots: u32,
-    /// It starts once more after that, by kexec
+    /// The guest does not start again: by default it reboots and then starts a kernel by kexec, doing `plain`
+    /// work each time (not if --quick)
     #[arg(long)]
-    pub kexec: bool,
+    pub once: bool,
     #[command(flatten)]
     pub setup: Parts,
 }
@@ -80,6 +78,11 @@ impl Run {
     pub fn work(&self) -> &str {
         let usual = if self.quick { "plain" } else { "stress" };
         self.work.as_deref().unwrap_or(usual)
+    }
+
+    /// Whether the guest starts again, both ways.
+    pub fn again(&self) -> bool {
+        !(self.once || self.quick || self.broken)
     }
 
     /// The boots that are meant.
@@ -172,7 +175,7 @@ impl Parts {
     }
 
     /// Goes to the folder of the boots; from there, sockets have short names, and the parts absolute ones.
-    pub fn resolve(&self, work: &str, reboots: u32, kexec: bool) -> Result<Setup, String> {
+    pub fn resolve(&self, work: &str, again: bool) -> Result<Setup, String> {
         let absolute =
             |path: &Path| std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()));
         let daemon = absolute(&self.daemon)?;
@@ -188,8 +191,7 @@ impl Parts {
             daemon,
             upgrade,
             work: work.to_owned(),
-            reboots,
-            kexec,
+            again,
             log: self.log.clone(),
         };
         let out = &self.out;

@@ -152,9 +152,9 @@ fn interrupts(rest: &str) -> Option<Said> {
 }
 
 fn done(rest: &str) -> Option<Said> {
-    let failed = match rest {
+    let failed = match rest.split(' ').next()? {
         "ok" => 0,
-        _ => rest.strip_prefix("failed=")?.parse().ok()?,
+        word => word.strip_prefix("failed=")?.parse().ok()?,
     };
     Some(Said::Done { failed })
 }

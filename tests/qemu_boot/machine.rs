@@ -21,10 +21,8 @@ pub struct Setup {
     pub upgrade: PathBuf,
     /// `papr.work` of the guest.
     pub work: String,
-    /// How often the guest reboots before it powers off.
-    pub reboots: u32,
-    /// Whether it starts once more after that, by kexec.
-    pub kexec: bool,
+    /// Whether the guest starts again, once by reboot and once by kexec.
+    pub again: bool,
     /// Filter of the rig's and daemon's log.
     pub log: String,
 }
@@ -149,16 +147,16 @@ impl Setup {
     }
 
     fn kernel_line(&self, step: Duration) -> String {
-        let (work, reboots, kexec) = (&self.work, self.reboots, u8::from(self.kexec));
-        let limit = step.as_secs();
+        let (work, again, limit) = (&self.work, u8::from(self.again), step.as_secs());
         format!(
-            "console=hvc0 panic=-1 papr.work={work} papr.reboots={reboots} papr.kexec={kexec} papr.limit={limit}"
+            "console=hvc0 panic=-1 papr.work={work} papr.limit={limit} \
+             papr.reboots={again} papr.kexec={again} papr.again=plain"
         )
     }
 
     /// How often the guest starts again.
     pub fn restarts(&self) -> u32 {
-        self.reboots + u32::from(self.kexec)
+        2 * u32::from(self.again)
     }
 
     /// What the rig reads.

@@ -56,7 +56,7 @@ fn boots(run: &Run) -> Result<bool, String> {
         boots.iter().for_each(|b| println!("{b}"));
         return Ok(true);
     }
-    let setup = run.setup.resolve(run.work(), run.reboots, run.kexec)?;
+    let setup = run.setup.resolve(run.work(), run.again())?;
     println!(
         "{} boots, papr.work={}\n\n{}",
         boots.len(),
@@ -96,7 +96,7 @@ fn boots(run: &Run) -> Result<bool, String> {
 fn pairs(bench: &Bench) -> Result<bool, String> {
     let json = bench.json.as_deref().map(std::path::absolute).transpose();
     let json = json.map_err(|e| format!("--json: {e}"))?;
-    let setup = bench.setup.resolve(&bench.work, 0, false)?;
+    let setup = bench.setup.resolve(&bench.work, false)?;
     let limits = bench.setup.limits();
     println!("{}", report::titles());
     let mut all = Vec::new();

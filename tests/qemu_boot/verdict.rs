@@ -76,7 +76,7 @@ impl Record {
         })
     }
 
-    /// How many interrupts the guest counted since it started last, those between CPUs included.
+    /// How many interrupts the guest counted in all its boots, those between CPUs included.
     pub fn interrupts(&self) -> Option<u64> {
         let counts = self.said.iter().filter_map(|s| match s {
             Said::Interrupts(count) => Some(count),
