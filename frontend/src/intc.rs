@@ -411,6 +411,10 @@ impl Intc {
             // From here on a new daemon is started so. The gate is latched: nobody executes yet.
             topology.executor = to;
             core.set_remote(to == Executor::Daemon);
+            if to == Executor::Daemon {
+                // The watch thread sleeps until something happens: from now on it asks from time to time.
+                core.signals.doubt_any();
+            }
             if topology.irqfds_at != to {
                 self.move_irqfds(to)?;
                 topology.irqfds_at = to;
