@@ -298,7 +298,8 @@ typedef struct {
     void *opaque;
     /**
      * The line of the vCPU may have changed: make its thread leave the guest or its halt, and look at
-     * papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
+     * papr_intc_pending. Must not block (loads, stores and hypercalls wait while the machine is quiesced, here too).
+     * May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
      * Threads: watch, io, any that is inside a function of this header.
      */
     void (*kick)(void *opaque, uint32_t server);
