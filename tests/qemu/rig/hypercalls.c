@@ -72,7 +72,9 @@ static void compare(struct vcpu *vcpu, uint64_t *gpr, void *vhyp)
     int64_t ret = H_HARDWARE;
     memcpy(args, &gpr[4], sizeof args);
     shadow_hcall_begins(vcpu->server, opcode, args);
+    shadow_inside = true;
     hypercall_original(vhyp, vcpu->cpu);
+    shadow_inside = false;
     shadow_hcall_theirs((int64_t)gpr[3], &gpr[4]);
     if (papr_intc_hcall(vcpu->handle, opcode, args, &ret) < 0)
         fail("hypercall %x: %s", (unsigned)opcode, papr_intc_last_error());

@@ -2,9 +2,10 @@
 /*
  * Getting into QEMU, and refusing what the rig does not know.
  *
- * The object is preloaded (LD_PRELOAD). Its constructor finds QEMU's functions, compares the version, and asks to be called
- * when all classes are known and no machine exists; there the classes' methods are replaced. The rest waits
- * until the machine is complete (machine.c). In any program but qemu-system-ppc64 it does nothing.
+ * The object is preloaded (LD_PRELOAD), or loaded as a plugin (-plugin file=…). Its constructor finds QEMU's functions and compares
+ * the version. When all classes are known and no machine exists (QEMU calls back; a plugin is loaded at such a time),
+ * the classes' methods are replaced. The rest waits until the machine is complete (machine.c). In any
+ * program but qemu-system-ppc64 it does nothing.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -126,4 +127,15 @@ __attribute__((constructor)) static void load(void)
     if (!getenv("PAPR_INTC_DAEMON"))
         refuse("PAPR_INTC_DAEMON does not name the daemon");
     qemu.register_module_init(classes_known, WHEN_CLASSES_ARE_KNOWN);
+}
+
+/* As a plugin: QEMU looks for these two names. */
+#define EXPORTED __attribute__((visibility("default")))
+EXPORTED int qemu_plugin_version = 1;
+
+EXPORTED int qemu_plugin_install(uint64_t id, const void *info, int argc, char **argv)
+{
+    (void)id, (void)info, (void)argc, (void)argv;
+    classes_known();
+    return 0;
 }

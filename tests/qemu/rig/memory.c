@@ -14,7 +14,7 @@ int memory_region(papr_intc_region *region)
     char *path = qemu.object_property_get_str(machine, "memory-backend", NULL);
     void *backend = path && *path ? qemu.object_resolve_path(path, NULL) : NULL;
     qemu.g_free(path);
-    if (!backend)
+    if (!backend || !qemu.object_property_get_bool(backend, "share", NULL))
         return -1;
     void *ram = qemu.host_memory_backend_get_memory(backend);
     ram_size = qemu.memory_region_size(ram);

@@ -26,6 +26,8 @@
 #define SHOWN 20
 #define WORDS 512
 
+bool shadow_inside;
+
 /* The operation under way. */
 static struct {
     char words[WORDS], theirs[WORDS], ours[WORDS];
@@ -40,7 +42,7 @@ static struct {
     unsigned count;
 } op;
 
-/* Event queues that the guest has set up: where the next entry belongs, and its generation. */
+/* Event queues that the guest has set up (and zeroed): where QEMU's next entry belongs, and its generation. */
 static struct queue {
     uint64_t server, priority, page, size, next;
     uint32_t generation;
@@ -196,12 +198,31 @@ bool shadow_queue_entry(uint64_t gpa, uint32_t value)
     return true;
 }
 
-static void advance(uint64_t gpa)
+/* The entry of ours with this address and value, and forgets it. */
+static bool take_entry(uint64_t gpa, uint32_t value)
 {
-    for (struct queue *queue = queues; queue < queues + queue_count; queue++) {
-        if (gpa < queue->page || gpa - queue->page >= queue->size)
+    for (unsigned i = 0; i < op.count; i++) {
+        if (op.entries[i].gpa != gpa || op.entries[i].value != value)
             continue;
-        queue->next = gpa + 4;
+        op.entries[i] = op.entries[--op.count];
+        return true;
+    }
+    return false;
+}
+
+/* QEMU's new entries are where the next ones belong, and have the generation of this round. */
+static void find_entries(struct queue *queue)
+{
+    for (unsigned i = 0; queue->size && i < MAX_ENTRIES; i++) {
+        uint32_t theirs = memory_load_u32(queue->next);
+        if ((theirs & GENERATION) != queue->generation)
+            return;
+        record("  dma %lx %08x", queue->next, theirs);
+        if (!take_entry(queue->next, theirs)) {
+            op.differs = true;
+            add(op.theirs, " dma %lx %08x", queue->next, theirs);
+        }
+        queue->next += 4;
         if (queue->next == queue->page + queue->size) {
             queue->next = queue->page;
             queue->generation ^= GENERATION;
@@ -211,27 +232,11 @@ static void advance(uint64_t gpa)
 
 static void compare_entries(void)
 {
+    for (unsigned i = 0; i < queue_count; i++)
+        find_entries(&queues[i]);
     for (unsigned i = 0; i < op.count; i++) {
-        uint64_t gpa = op.entries[i].gpa;
-        uint32_t theirs = memory_load_u32(gpa);
-        record("  dma %lx %08x", gpa, theirs);
-        advance(gpa);
-        if (theirs == op.entries[i].value)
-            continue;
         op.differs = true;
-        add(op.theirs, " dma %lx %08x", gpa, theirs);
-        add(op.ours, " dma %lx %08x", gpa, op.entries[i].value);
-    }
-    /* An entry that only QEMU wrote is where the next one belongs. */
-    for (struct queue *queue = queues; queue < queues + queue_count; queue++) {
-        uint32_t theirs = queue->size ? memory_load_u32(queue->next) : ~queue->generation;
-        if ((theirs & GENERATION) != queue->generation)
-            continue;
-        record("  dma %lx %08x", queue->next, theirs);
-        op.differs = true;
-        add(op.theirs, " dma %lx %08x", queue->next, theirs);
-        add(op.ours, " no dma");
-        advance(queue->next);
+        add(op.ours, " dma %lx %08x", op.entries[i].gpa, op.entries[i].value);
     }
 }
 

@@ -15,6 +15,9 @@
 /* What is no operation of the guest or of a device; it has no result. */
 void shadow_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* QEMU's own call is running, and accesses to the windows are its own: its H_INT_ESB makes one. */
+extern bool shadow_inside;
+
 void shadow_hcall_begins(uint32_t server, uint64_t opcode, const uint64_t args[9]);
 void shadow_hcall_theirs(int64_t ret, const uint64_t args[9]);
 void shadow_hcall_ours(int64_t ret, const uint64_t args[9]);

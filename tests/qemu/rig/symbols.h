@@ -66,6 +66,7 @@ struct region_ops;
     F(void *, object_resolve_path_type, (const char *, const char *, bool *))                      \
     F(void *, object_resolve_path_component, (void *, const char *))                               \
     F(uint64_t, object_property_get_uint, (void *, const char *, void **))                         \
+    F(bool, object_property_get_bool, (void *, const char *, void **))                             \
     F(char *, object_property_get_str, (void *, const char *, void **))                            \
     F(void *, qdev_get_machine, (void))                                                            \
     /* the pseries machine and its vCPUs */                                                        \

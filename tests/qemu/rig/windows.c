@@ -58,19 +58,35 @@ static struct vcpu *accessor(const struct window *window)
     return NULL;
 }
 
+static uint64_t their_load(const struct window *window, uint64_t offset, unsigned size)
+{
+    uint64_t value = 0;
+    if (rig.active == XIVE)
+        qemu.memory_region_dispatch_read(window->theirs, offset, &value, BIG_ENDIAN_ACCESS(size),
+                                         ATTRS_UNSPECIFIED);
+    return value;
+}
+
+static void their_store(const struct window *window, uint64_t offset, unsigned size, uint64_t value)
+{
+    if (rig.active == XIVE)
+        qemu.memory_region_dispatch_write(window->theirs, offset, value, BIG_ENDIAN_ACCESS(size),
+                                          ATTRS_UNSPECIFIED);
+}
+
 static uint64_t load(void *opaque, uint64_t offset, unsigned size)
 {
     const struct window *window = opaque;
     uint64_t value = ALL_ONES(size), theirs = 0;
+    if (shadow_inside)
+        return their_load(window, offset, size);
     struct vcpu *vcpu = accessor(window);
     if (!vcpu)
         return value;
     rig.loads++;
     if (rig.mode == SHADOW) {
         shadow_load_begins(vcpu->server, window->name, offset, size);
-        if (rig.active == XIVE)
-            qemu.memory_region_dispatch_read(window->theirs, offset, &theirs,
-                                             BIG_ENDIAN_ACCESS(size), ATTRS_UNSPECIFIED);
+        theirs = their_load(window, offset, size);
     }
     if (rig.mode == REMOTE)
         lock_drop();
@@ -92,15 +108,17 @@ static uint64_t load(void *opaque, uint64_t offset, unsigned size)
 static void store(void *opaque, uint64_t offset, uint64_t value, unsigned size)
 {
     const struct window *window = opaque;
+    if (shadow_inside) {
+        their_store(window, offset, size, value);
+        return;
+    }
     struct vcpu *vcpu = accessor(window);
     if (!vcpu)
         return;
     rig.stores++;
     if (rig.mode == SHADOW) {
         shadow_store_begins(vcpu->server, window->name, offset, size, value);
-        if (rig.active == XIVE)
-            qemu.memory_region_dispatch_write(window->theirs, offset, value,
-                                              BIG_ENDIAN_ACCESS(size), ATTRS_UNSPECIFIED);
+        their_store(window, offset, size, value);
     }
     if (rig.mode == REMOTE)
         lock_drop();
