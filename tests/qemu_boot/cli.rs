@@ -65,8 +65,8 @@ pub struct Run {
     /// What the guest does: plain (each device once) or stress [default: stress, but plain if --quick]
     #[arg(long, value_name = "WORK")]
     pub work: Option<String>,
-    /// The guest does not start again: by default it reboots and then starts a kernel by kexec, doing `plain`
-    /// work each time (not if --quick)
+    /// The guest starts but once; otherwise it does `plain` work, reboots, does it again, starts a kernel by kexec,
+    /// and does its work there (not if --quick)
     #[arg(long)]
     pub once: bool,
     #[command(flatten)]

@@ -146,11 +146,12 @@ impl Setup {
         words
     }
 
+    /// With dynamic DMA windows, the e1000 would have none that it can use after kexec.
     fn kernel_line(&self, step: Duration) -> String {
         let (work, again, limit) = (&self.work, u8::from(self.again), step.as_secs());
         format!(
-            "console=hvc0 panic=-1 papr.work={work} papr.limit={limit} \
-             papr.reboots={again} papr.kexec={again} papr.again=plain"
+            "console=hvc0 panic=-1 disable_ddw papr.work={work} papr.limit={limit} \
+             papr.reboots={again} papr.kexec={again} papr.before=plain"
         )
     }
 
@@ -163,9 +164,11 @@ impl Setup {
     pub fn environment(&self, boot: &Boot, folder: &Folder) -> Vec<(&'static str, OsString)> {
         let mode = match boot.way {
             Way::Stock => return Vec::new(),
-            Way::Plain | Way::Killed | Way::Upgraded | Way::Broken(_) => "mapped",
+            Way::Plain | Way::Killed | Way::Upgraded => "mapped",
             Way::Remote => "remote",
             Way::Shadow => "shadow",
+            Way::Broken(fault) if fault.survives() => "shadow",
+            Way::Broken(_) => "mapped",
         };
         let mut environment: Vec<(&str, OsString)> = vec![
             ("LD_PRELOAD", self.rig_of(boot).into()),
@@ -174,7 +177,7 @@ impl Setup {
             ("PAPR_INTC_CONTROL", folder.control().into()),
             ("PAPR_INTC_LOG", self.log.clone().into()),
         ];
-        if boot.way == Way::Shadow {
+        if mode == "shadow" {
             environment.push(("PAPR_INTC_SHADOW", folder.0.join("difference").into()));
         }
         if let Way::Broken(fault) = boot.way {

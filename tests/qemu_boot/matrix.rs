@@ -105,6 +105,12 @@ impl Way {
 }
 
 impl Fault {
+    /// Linux gets over a lost IPI: the next one to that CPU carries what the lost one was for. Shadow mode
+    /// has to notice.
+    pub fn survives(self) -> bool {
+        self == Self::LostIpi
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::LostMessage => "lost-message",
@@ -194,7 +200,7 @@ pub fn in_each_mode(way: Way) -> Vec<Boot> {
     IC_MODES.map(boot).to_vec()
 }
 
-/// A boot for each fault.
+/// A boot for each fault, in shadow mode if Linux would get over it.
 pub fn broken() -> Vec<Boot> {
     let boot = |(ic_mode, fault)| Boot {
         ic_mode,

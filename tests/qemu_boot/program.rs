@@ -27,7 +27,7 @@ use bench::Measured;
 use boot::{Limits, Over};
 use cli::{Bench, Command, Options, Run};
 use machine::{Folder, Setup};
-use matrix::{Boot, Cpu, Way};
+use matrix::{Boot, Cpu, IcMode, Way};
 use report::Progress;
 
 fn main() -> ExitCode {
@@ -57,39 +57,24 @@ fn boots(run: &Run) -> Result<bool, String> {
         return Ok(true);
     }
     let setup = run.setup.resolve(run.work(), run.again())?;
-    println!(
-        "{} boots, papr.work={}\n\n{}",
-        boots.len(),
-        run.work(),
-        report::titles()
-    );
-    let mut rows = Vec::new();
-    let mut failed = Vec::new();
+    let all = boots.len();
+    println!("{all} boots, papr.work={}\n", run.work());
+    println!("{}", report::titles());
+    let mut verdicts = Vec::new();
     for (n, &boot) in (1..).zip(&boots) {
-        let over = one(
-            &setup,
-            run.setup.limits(),
-            boot,
-            &format!("{n}/{}", boots.len()),
-        )?;
-        let row = report::row(&over);
-        println!("{row}");
-        if let Some(noticed) = over.noticed.first() {
-            println!("       {noticed}");
-        }
-        rows.push(row);
+        let over = one(&setup, run.setup.limits(), boot, &format!("{n}/{all}"))?;
+        println!("{}", report::row(&over));
+        verdicts.push((boot, over.is_good()));
         if !over.is_good() {
             println!("{}", report::failure(&over));
-            failed.push(boot);
         } else if !run.keep {
             over.folder.remove();
         }
     }
-    if !failed.is_empty() {
-        println!("\n{}\n{}", report::titles(), rows.join("\n"));
-    }
-    println!("\nboots={} failed={}", boots.len(), failed.len());
-    Ok(failed.is_empty())
+    let failed = verdicts.iter().filter(|(_, good)| !good).count();
+    println!("\n{}", report::table(&verdicts));
+    println!("boots={all} failed={failed}");
+    Ok(failed == 0)
 }
 
 /// Measures pairs of boots; whether all of them were good.
@@ -97,33 +82,17 @@ fn pairs(bench: &Bench) -> Result<bool, String> {
     let json = bench.json.as_deref().map(std::path::absolute).transpose();
     let json = json.map_err(|e| format!("--json: {e}"))?;
     let setup = bench.setup.resolve(&bench.work, false)?;
-    let limits = bench.setup.limits();
     println!("{}", report::titles());
     let mut all = Vec::new();
     for &mode in &bench.mode {
         let mut measured = Measured::new(mode);
         for n in 0..bench.pairs {
-            let mut pair = Vec::new();
-            for boot in bench::pair(mode, bench.vcpus, Cpu::Power9, n) {
-                let over = one(
-                    &setup,
-                    limits,
-                    boot,
-                    &format!("pair {}/{}", n + 1, bench.pairs),
-                )?;
-                println!("{}", report::row(&over));
-                if !over.is_good() {
-                    println!("{}", report::failure(&over));
-                    return Ok(false);
-                }
-                pair.push(over);
-            }
-            pair.sort_by_key(|over| over.boot.way != Way::Stock);
-            let [stock, ours] = pair.as_slice() else {
-                return Err("a pair has two boots".to_owned());
+            let Some([stock, ours]) = pair(bench, &setup, mode, n)? else {
+                return Ok(false);
             };
-            measured.add(stock, ours);
-            pair.into_iter().for_each(|over| over.folder.remove());
+            measured.add(&stock, &ours);
+            stock.folder.remove();
+            ours.folder.remove();
         }
         all.push(measured);
     }
@@ -133,6 +102,35 @@ fn pairs(bench: &Bench) -> Result<bool, String> {
     }
     json.map_or(Ok(()), |path| bench::write(&path, &all))?;
     Ok(true)
+}
+
+/// Boots a pair: QEMU's and ours, whichever went first; nothing if one of them failed.
+fn pair(bench: &Bench, setup: &Setup, mode: IcMode, n: u32) -> Result<Option<[Over; 2]>, String> {
+    let count = format!("pair {}/{}", n + 1, bench.pairs);
+    let boot = |boot| {
+        let over = one(setup, bench.setup.limits(), boot, &count)?;
+        println!("{}", report::row(&over));
+        if !over.is_good() {
+            println!("{}", report::failure(&over));
+        }
+        Ok::<Over, String>(over)
+    };
+    let [first, second] = bench::pair(mode, bench.vcpus, Cpu::Power9, n);
+    let first = boot(first)?;
+    if !first.is_good() {
+        return Ok(None);
+    }
+    let second = boot(second)?;
+    if !second.is_good() {
+        return Ok(None);
+    }
+    let swapped = second.boot.way == Way::Stock;
+    let (stock, ours) = if swapped {
+        (second, first)
+    } else {
+        (first, second)
+    };
+    Ok(Some([stock, ours]))
 }
 
 fn one(setup: &Setup, limits: Limits, boot: Boot, count: &str) -> Result<Over, String> {

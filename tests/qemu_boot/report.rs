@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::boot::Over;
 use crate::lines::Served;
 use crate::machine::Folder;
+use crate::matrix::{Boot, CPUS, IC_MODES, VCPUS, Way};
 
 /// Lines of a failed boot's console that are shown.
 const LAST_LINES: usize = 25;
@@ -83,7 +84,7 @@ pub fn titles() -> String {
     ])
 }
 
-/// A boot in one line.
+/// A boot in one line; with a second one if it had to go wrong, and did.
 pub fn row(over: &Over) -> String {
     let record = &over.record;
     let served = record.served();
@@ -98,7 +99,7 @@ pub fn row(over: &Over) -> String {
         (true, false) => "caught",
         (false, _) => "FAILED",
     };
-    columns([
+    let row = columns([
         verdict,
         &over.boot.to_string(),
         &seconds(record.took),
@@ -109,7 +110,11 @@ pub fn row(over: &Over) -> String {
         &record.kills.to_string(),
         &record.upgrades.to_string(),
         &of_rig(|s| s.restarts),
-    ])
+    ]);
+    match over.noticed.first() {
+        Some(noticed) => format!("{row}\n       {noticed}"),
+        None => row,
+    }
 }
 
 fn columns(cells: [&str; 10]) -> String {
@@ -128,6 +133,48 @@ fn columns(cells: [&str; 10]) -> String {
     format!(
         "{verdict:<6} {boot:<24} {seconds:>8} {up:>6} {interrupts:>11} {hcalls:>9} {mmio:>9} {kills:>6} {upgrades:>6} {restarts:>8}"
     )
+}
+
+/// Good boots of all, by what was done to the daemon and by the values of the other axes.
+pub fn table(verdicts: &[(Boot, bool)]) -> String {
+    let modes = IC_MODES.map(|m| (0, m.name().to_owned()));
+    let vcpus = VCPUS.map(|n| (1, format!("{n} vCPU")));
+    let cpus = CPUS.map(|c| (2, c.name().to_owned()));
+    let values: Vec<(usize, String)> = modes.into_iter().chain(vcpus).chain(cpus).collect();
+    let mut ways: Vec<Way> = verdicts.iter().map(|(boot, _)| boot.way).collect();
+    ways.dedup();
+    let mut text = format!("{:<14}", "good/all");
+    for (_, value) in &values {
+        text += &format!("{value:>9}");
+    }
+    for way in ways {
+        text += &format!("\n{:<14}", way.name());
+        for (axis, value) in &values {
+            let here = |b: &Boot| b.way == way && axes(b)[*axis] == *value;
+            let cell: Vec<bool> = verdicts
+                .iter()
+                .filter(|(boot, _)| here(boot))
+                .map(|(_, good)| *good)
+                .collect();
+            let good = cell.iter().filter(|good| **good).count();
+            let cell = if cell.is_empty() {
+                "-".to_owned()
+            } else {
+                format!("{good}/{}", cell.len())
+            };
+            text += &format!("{cell:>9}");
+        }
+    }
+    text + "\n"
+}
+
+/// Its values on the axes of the table.
+fn axes(boot: &Boot) -> [String; 3] {
+    [
+        boot.ic_mode.name().to_owned(),
+        format!("{} vCPU", boot.vcpus),
+        boot.cpu.name().to_owned(),
+    ]
 }
 
 /// Why a boot failed, its last lines, and where all of them are.
@@ -170,4 +217,29 @@ pub fn grouped(n: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::gating;
+
+    #[test]
+    fn the_table_has_a_row_for_each_way_and_counts_what_failed() {
+        let mut verdicts: Vec<(Boot, bool)> = gating().into_iter().map(|b| (b, true)).collect();
+        verdicts[0].1 = false;
+        let table = table(&verdicts);
+        let rows: Vec<&str> = table.lines().collect();
+        assert_eq!(rows.len(), 5, "{table}");
+        assert!(rows[1].starts_with("plain"), "{table}");
+        assert_eq!(rows[1].matches("0/1").count(), 2, "{table}");
+        assert_eq!(rows[1].matches("1/2").count(), 1, "{table}");
+        assert_eq!(rows[2].matches("1/1").count(), 7, "{table}");
+    }
+
+    #[test]
+    fn thousands_are_grouped() {
+        let grouped: Vec<String> = [0, 999, 1_000, 1_234_567].map(grouped).to_vec();
+        assert_eq!(grouped, ["0", "999", "1,000", "1,234,567"]);
+    }
 }

@@ -174,9 +174,9 @@ impl Record {
 
     fn judge_executor(&self, way: Way, wrong: &mut Vec<String>) {
         let expected = match way {
-            Way::Plain | Way::Broken(_) => "front-end",
+            Way::Plain => "front-end",
             Way::Remote => "daemon",
-            Way::Killed | Way::Upgraded | Way::Shadow | Way::Stock => return,
+            _ => return,
         };
         if let Some(executor) = self.executor.as_ref().filter(|e| *e != expected) {
             wrong.push(format!("the {executor} executes, not the {expected}"));
