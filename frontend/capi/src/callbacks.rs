@@ -30,6 +30,7 @@ unsafe impl Send for Callbacks {}
 unsafe impl Sync for Callbacks {}
 
 impl Callbacks {
+    /// Those that the VMM gave, or why they will not do.
     pub fn new(theirs: types::Callbacks) -> Result<Self, Fail> {
         if theirs.write_u32.is_none() {
             return Err(Fail::invalid("papr_intc_callbacks.write_u32 is NULL"));
@@ -54,7 +55,10 @@ impl Callbacks {
 
     /// From now on `fd` counts the kicks of a vCPU; none: nothing does.
     pub fn set_kick_fd(&self, server: u32, fd: Option<OwnedFd>) {
-        let mut fds = self.kick_fds.write().unwrap_or_else(PoisonError::into_inner);
+        let mut fds = self
+            .kick_fds
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         match fd {
             Some(fd) => fds.insert(server, fd),
             None => fds.remove(&server),
