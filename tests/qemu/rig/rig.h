@@ -100,6 +100,7 @@ int claim_number(uint32_t lisn);
 /* machine.c: before there is any device, so that its reset is the first; and when all is there. */
 void machine_begins(void);
 void machine_complete(void);
+const char *log_level(void);
 
 /* registers.c: r0 to r31 of a vCPU; may be written. And whether it runs in problem state. */
 uint64_t *registers_of(void *cpu);
