@@ -67,7 +67,8 @@ pub enum Change {
     },
 }
 
-/// Called at every change, on the watch thread, with no lock held. It must not wait for a daemon.
+/// Called at every change, on the watch thread, with no lock held. Calls that may wait for a daemon return
+/// [`Error::Watching`](crate::Error::Watching) there.
 #[derive(Clone, Default)]
 pub struct OnChange(Option<Arc<Hearer>>);
 

@@ -20,7 +20,7 @@ use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
 use crate::change::{OnChange, OnThread};
-use crate::channel::{Channel, Patience, Shut, Watcher};
+use crate::channel::{self, Channel, Patience, Shut, Watcher};
 use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
@@ -126,8 +126,6 @@ pub(crate) struct Topology {
     pub executor: Executor,
     /// The daemon asked for it: only another daemon can promote.
     pub demoted: bool,
-    /// The first daemon held the memory of a VMM before this one.
-    pub adopted: bool,
     /// QUIESCEs of the VMM that are in force.
     pub quiesced: u64,
     /// Device features that the daemon was told, and LOG_ALL if it can log.
@@ -171,6 +169,8 @@ pub(crate) struct Core {
     dead: Arc<AtomicU64>,
     /// The daemon executes; for the watch thread, which must not take the topology lock.
     remote: AtomicBool,
+    /// The first daemon held the memory of a VMM before this one.
+    pub adopted: AtomicBool,
 }
 
 impl Core {
@@ -195,7 +195,6 @@ impl Core {
                 wanted: executor,
                 executor,
                 demoted: false,
-                adopted: false,
                 quiesced: 0,
                 features: 0,
                 irqfds_at: executor,
@@ -208,6 +207,7 @@ impl Core {
             run_page: OnceLock::new(),
             dead: Arc::new(AtomicU64::new(0)),
             remote: AtomicBool::new(executor == Executor::Daemon),
+            adopted: AtomicBool::new(false),
             options,
         })
     }
@@ -297,6 +297,7 @@ impl Core {
     /// gate is a word that the daemon stores), so the thread looks again, less and less often.
     #[cold]
     pub fn wait_for_gate(&self, channel: &Channel, wait: &mut GateWait) -> Result<(), Error> {
+        channel::may_wait()?;
         if let Some(error) = channel.shut_error() {
             return Err(error);
         }

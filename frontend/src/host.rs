@@ -2,10 +2,9 @@
 //! to the VMM.
 //!
 //! A kick is remembered while the transition runs and given to the VMM's callback after the thread
-//! has left its epoch, so that the callback may start transitions itself. Only when a transition
-//! kicks more vCPUs than fit in the small array (none does today) is the callback called inside.
+//! has left its epoch, so that the callback may start transitions itself.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +34,8 @@ const NOTHING: u32 = u32::MAX;
 
 thread_local! {
     static KICKS: Cell<Deferred> = const { Cell::new(NONE) };
+    /// Those that do not fit there.
+    static MORE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// The source whose resamplefds are due; a transition ends one source at most.
     static RESAMPLE: Cell<u32> = const { Cell::new(NOTHING) };
 }
@@ -90,7 +91,11 @@ impl FrontHost {
             return;
         }
         let _ = KICKS.try_with(|k| k.set(NONE));
-        for server in &kicks.servers[..kicks.count] {
+        let more = match kicks.count {
+            DEFERRED => MORE.try_with(RefCell::take).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        for server in kicks.servers[..kicks.count].iter().chain(&more) {
             (self.kick)(*server);
         }
     }
@@ -110,7 +115,7 @@ impl Host for FrontHost {
                 return true;
             }
             if kicks.count == DEFERRED {
-                return false;
+                return MORE.try_with(|more| more.borrow_mut().push(server)).is_ok();
             }
             kicks.servers[kicks.count] = server;
             kicks.count += 1;
@@ -177,6 +182,8 @@ mod tests {
     fn no_kick_is_lost_when_there_are_too_many() {
         let (host, kicked) = host();
         (0..20).for_each(|s| host.kick(s));
+        assert!(kicked.lock().unwrap().is_empty());
+        host.deliver();
         host.deliver();
         let mut all = kicked.lock().unwrap().clone();
         all.sort_unstable();

@@ -70,3 +70,8 @@ pub use ram::{Ram, Region};
 pub use source::Source;
 pub use upgrade::Upgraded;
 pub use vcpu::{TimeBase, Vcpu};
+
+/// The Rust of the guide for VMM authors is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/integrating.md")]
+struct Integrating;

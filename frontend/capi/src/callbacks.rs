@@ -30,6 +30,7 @@ unsafe impl Send for Callbacks {}
 unsafe impl Sync for Callbacks {}
 
 impl Callbacks {
+    /// Those that the VMM gave, or why they will not do.
     pub fn new(theirs: types::Callbacks) -> Result<Self, Fail> {
         if theirs.write_u32.is_none() {
             return Err(Fail::invalid("papr_intc_callbacks.write_u32 is NULL"));

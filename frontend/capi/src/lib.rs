@@ -19,16 +19,26 @@
 // The header's comments are for C; they say of all pointers at once what they must be.
 #![allow(clippy::missing_safety_doc)]
 
-pub mod boundary;
-pub mod buffer;
 pub mod callbacks;
 pub mod line;
-pub mod logging;
-pub mod machine;
 pub mod memory;
 pub mod pointers;
-pub mod source;
-pub mod start;
-pub mod state;
+
+// The header has what follows, in this order (and rustfmt orders what is not kept apart).
 pub mod types;
+
+pub mod start;
+
+pub mod boundary;
+
+pub mod logging;
+
 pub mod vcpu;
+
+pub mod source;
+
+pub mod machine;
+
+pub mod state;
+
+pub mod buffer;

@@ -36,14 +36,7 @@ pub struct Intc {
 }
 
 /// Starts a daemon, or connects to one, and shakes hands; *out is the controller. The callbacks may be called
-/// before this returns.
-///
-/// Every function that returns an int returns 0 or what its comment says; or a negative errno, with the reason in
-/// papr_intc_last_error():
-///   -EINVAL a pointer that must not be NULL is, a struct's size is none, a number is out of range;
-///   -ESHUTDOWN after papr_intc_shutdown; -ECANCELED while cancelled; -ENODEV no daemon could be started
-///   any more; -EDEADLK called from write_u32; -EIO a defect of the library (a panic, which is stopped here; shut
-///   the controller down); other numbers as the daemon or the system gave them.
+/// before this returns. Fails with whatever keeps the first daemon from serving.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn papr_intc_start(
     options: *const types::Options,
@@ -180,8 +173,9 @@ fn machine(theirs: &types::Machine, ram_shared: bool) -> Result<Machine, Fail> {
     })
 }
 
-/// Ends the daemon and the front-end's threads. Every call that waits returns -ESHUTDOWN; what can be done
-/// without a daemon still works. Idempotent.
+/// Ends the daemon and the front-end's threads: when this returns they call no callback any more (unless it was called
+/// on one of them). Every call that waits returns -ESHUTDOWN; what can be done without a daemon still works. Idempotent.
+/// At the end of a VMM: this, then papr_intc_disconnect_vcpu for each vCPU, then papr_intc_free.
 #[unsafe(no_mangle)]
 pub extern "C" fn papr_intc_shutdown(intc: Option<&Intc>) -> c_int {
     done(|| {

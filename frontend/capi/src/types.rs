@@ -204,13 +204,12 @@ pub struct Change {
 
 /// The VMM's functions. They stay callable, with opaque, until papr_intc_free has returned.
 ///
-/// Two threads are the front-end's own: "watch" (daemons that go and come) and "io" (irqfds, and the eventfds
-/// by which the daemon kicks). All other calls of these functions are made by threads of the VMM, inside a
-/// function of this header.
+/// Two threads are the front-end's own: "watch" (daemons that go and come) and "io" (irqfds, and the eventfds by
+/// which the daemon kicks). All other calls of these functions are made by threads of the VMM, inside a function of
+/// this header.
 ///
-/// All but write_u32 are called with no lock of the front-end held: they may call any function of this header
-/// but papr_intc_free, and papr_intc_remove_irqfd on the io thread. None may wait for a thread that is
-/// itself inside a function of this header, unless it is cancelled (papr_intc_set_cancelled).
+/// All but write_u32 are called with no lock of the front-end held: they may call any function of this header but
+/// papr_intc_free. On the watch thread, which brings daemons back, functions that may wait for one return -EDEADLK.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Callbacks {
@@ -221,18 +220,19 @@ pub struct Callbacks {
     /// Given to each of them.
     pub opaque: *mut c_void,
     /// The line of the vCPU may have changed: make its thread leave the guest or its halt, and look at
-    /// papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd
-    /// (papr_intc_vcpu_kick_fd). Threads: watch, io, any that is inside a function of this header.
+    /// papr_intc_pending. Must not block (loads, stores and hypercalls wait while the machine is quiesced, here too).
+    /// May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
+    /// Threads: watch, io, any that is inside a function of this header.
     pub kick: Option<extern "C" fn(opaque: *mut c_void, server: u32)>,
     /// Store value big-endian, in one access, at the guest physical address gpa (a multiple of 4), mark its page
     /// dirty for a migration, and return 0; return another number if there is no RAM, and store nothing.
     /// Mandatory. Threads: io, any that is inside a function of this header.
     ///
     /// This one is called in the middle of a step that other threads wait for: it must not block (take no lock
-    /// that is held over functions of this header, such as a VMM's big lock), and functions of this header
-    /// that are called from it return -EDEADLK.
+    /// that is held over functions of this header, such as a VMM's big lock), and functions of this header that
+    /// are called from it return -EDEADLK.
     pub write_u32: Option<extern "C" fn(opaque: *mut c_void, gpa: u64, value: u32) -> c_int>,
-    /// The daemon was lost, is back, ... May be NULL. Must not wait for a daemon. Thread: watch.
+    /// The daemon was lost, is back, ... May be NULL. Thread: watch; during papr_intc_start the caller's.
     pub changed: Option<extern "C" fn(opaque: *mut c_void, change: *const Change)>,
     /// The guest's time base (512 MHz), for H_XIRR_X. NULL: from the host's monotonic clock. Thread: the vCPU's.
     pub time_base: Option<extern "C" fn(opaque: *mut c_void, server: u32) -> u64>,

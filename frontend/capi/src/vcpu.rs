@@ -263,10 +263,9 @@ pub extern "C" fn papr_intc_pending(vcpu: Option<&Vcpu>) -> c_int {
     call(|| Ok(c_int::from(given(vcpu, "vcpu")?.vcpu.pending())))
 }
 
-/// Calls set with the line's level until it stays what was set; only when it differs, after the first call of set. If another thread is doing
-/// so at present for this vCPU, that one goes on with it and this one returns at once: when all of them have
-/// returned, the last level set is the line's. set is called with no lock held and may call any function of
-/// this header.
+/// Calls set with the line's level, and again while it is not what was set last. If another thread is doing so at
+/// present for this vCPU, that one goes on with it and this one returns at once: when all of them have returned, the
+/// last level set is the line's. set is called with no lock held and may call any function of this header.
 #[unsafe(no_mangle)]
 pub extern "C" fn papr_intc_sync_line(
     vcpu: Option<&Vcpu>,
