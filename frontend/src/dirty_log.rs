@@ -24,8 +24,8 @@ use crate::connection::GoOn;
 use crate::core::{Core, Topology, in_one_session};
 use crate::error::Error;
 use crate::intc::Intc;
-use crate::standard::{LOG_ALL, Standard};
 use crate::ram::{Extent, Ram};
+use crate::standard::{LOG_ALL, Standard};
 use crate::sync::lock;
 
 /// Bytes of a page of the log, whatever the host's pages are (VHOST_LOG_PAGE).
@@ -102,7 +102,10 @@ pub(crate) struct SharedLog {
 impl SharedLog {
     /// An empty log that reaches to the end of RAM: 32 MiB for each TiB, once it has been looked through.
     pub fn new(ram: &dyn Ram) -> Result<Self, Error> {
-        let bytes = Extent::of(ram).end().div_ceil(LOG_PAGE * 8).next_multiple_of(LOG_PAGE);
+        let bytes = Extent::of(ram)
+            .end()
+            .div_ceil(LOG_PAGE * 8)
+            .next_multiple_of(LOG_PAGE);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let memfd = memfd_create(c"papr-intc-dirty-log", flags)
             .map_err(Error::os("making the dirty log"))?;

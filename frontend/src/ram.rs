@@ -46,7 +46,12 @@ pub trait Ram: Send + Sync {
 /// The regions with the files that the daemon maps; an error if one has none.
 pub(crate) fn shared(ram: &dyn Ram) -> Result<Vec<(Region<'_>, BorrowedFd<'_>)>, Error> {
     fn with_file(r: Region<'_>) -> Result<(Region<'_>, BorrowedFd<'_>), Error> {
-        let none = || Error::Invalid(format!("the RAM at {:#x} has no file to share it by", r.gpa));
+        let none = || {
+            Error::Invalid(format!(
+                "the RAM at {:#x} has no file to share it by",
+                r.gpa
+            ))
+        };
         Ok((r, r.file.ok_or_else(none)?))
     }
     ram.regions().into_iter().map(with_file).collect()
@@ -59,7 +64,12 @@ impl Extent {
     /// Of all regions.
     pub fn of(ram: &dyn Ram) -> Self {
         let regions = ram.regions();
-        Self(regions.iter().map(|r| (r.gpa, r.gpa + (r.len - 1))).collect())
+        Self(
+            regions
+                .iter()
+                .map(|r| (r.gpa, r.gpa + (r.len - 1)))
+                .collect(),
+        )
     }
 
     /// The address after the last byte.
@@ -80,7 +90,9 @@ impl Extent {
         let first = word * u64::from(u64::BITS);
         let is_ram = |bit: &u32| {
             let page = (first + u64::from(*bit)) * LOG_PAGE;
-            self.0.iter().any(|(first, last)| (*first..=*last).contains(&page))
+            self.0
+                .iter()
+                .any(|(first, last)| (*first..=*last).contains(&page))
         };
         let pages = (0..u64::BITS).filter(is_ram);
         pages.fold(0, |bits, bit| bits | 1 << bit)

@@ -298,7 +298,8 @@ typedef struct {
     void *opaque;
     /**
      * The line of the vCPU may have changed: make its thread leave the guest or its halt, and look at
-     * papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
+     * papr_intc_pending. Must not block (loads, stores and hypercalls wait while the machine is quiesced, here too).
+     * May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
      * Threads: watch, io, any that is inside a function of this header.
      */
     void (*kick)(void *opaque, uint32_t server);
@@ -372,8 +373,9 @@ int papr_intc_start(const papr_intc_options *options,
                     papr_intc **out);
 
 /**
- * Ends the daemon and the front-end's threads. Every call that waits returns -ESHUTDOWN; what can be done
- * without a daemon still works. Idempotent.
+ * Ends the daemon and the front-end's threads: when this returns they call no callback any more (unless it was called
+ * on one of them). Every call that waits returns -ESHUTDOWN; what can be done without a daemon still works. Idempotent.
+ * At the end of a VMM: this, then papr_intc_disconnect_vcpu for each vCPU, then papr_intc_free.
  */
 int papr_intc_shutdown(const papr_intc *intc);
 

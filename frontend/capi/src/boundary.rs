@@ -105,9 +105,51 @@ pub extern "C" fn papr_intc_last_error() -> *const c_char {
 /// Version of the library, for people.
 #[unsafe(no_mangle)]
 pub extern "C" fn papr_intc_version() -> *const c_char {
-    const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
-        Ok(version) => version,
-        Err(_) => c"",
-    };
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => c"",
+        };
     VERSION.as_ptr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last() -> String {
+        LAST.with(|last| last.borrow().to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn a_panic_is_eio_with_its_words() {
+        assert_eq!(done(|| panic!("a bad {}", "day")), -(Errno::EIO as i32));
+        assert_eq!(last(), "a defect of papr-intc: a bad day");
+    }
+
+    #[test]
+    fn an_errno_that_is_none_is_no_success() {
+        for errno in [0, -5, 5000, i32::MIN] {
+            let text = "odd\0".to_owned();
+            let request = "CLAIM";
+            let refused = || {
+                Err(Fail::from(Error::Refused {
+                    request,
+                    errno,
+                    text: text.clone(),
+                }))
+            };
+            assert_eq!(done(refused), -(Errno::EPROTO as i32));
+            assert!(last().starts_with("CLAIM: odd "), "{}", last());
+        }
+    }
+
+    #[test]
+    fn while_a_queue_entry_is_stored_only_looks_are_allowed() {
+        storing(|| {
+            assert_eq!(done(|| panic!("run")), -(Errno::EDEADLK as i32));
+            assert_eq!(look(|| Ok(3)), 3);
+        });
+        assert_eq!(done(|| Ok(())), 0);
+    }
 }

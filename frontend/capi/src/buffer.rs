@@ -31,7 +31,10 @@ impl Buffer {
         // SAFETY: a size that is not 0.
         let data = unsafe { libc::malloc(size + 1) }.cast::<u8>();
         if data.is_null() {
-            return Err(Fail::new(Errno::ENOMEM, format!("no memory for {size} bytes")));
+            return Err(Fail::new(
+                Errno::ENOMEM,
+                format!("no memory for {size} bytes"),
+            ));
         }
         // SAFETY: `data` has `size + 1` bytes, which nobody else knows.
         unsafe {

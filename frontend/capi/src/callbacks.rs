@@ -55,7 +55,10 @@ impl Callbacks {
 
     /// From now on `fd` counts the kicks of a vCPU; none: nothing does.
     pub fn set_kick_fd(&self, server: u32, fd: Option<OwnedFd>) {
-        let mut fds = self.kick_fds.write().unwrap_or_else(PoisonError::into_inner);
+        let mut fds = self
+            .kick_fds
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         match fd {
             Some(fd) => fds.insert(server, fd),
             None => fds.remove(&server),

@@ -31,7 +31,9 @@ impl Giver {
                 given = Some(now);
                 continue;
             }
-            let end = self.0.compare_exchange(GIVING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
+            let end = self
+                .0
+                .compare_exchange(GIVING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
             if end.is_ok() {
                 return;
             }

@@ -47,7 +47,9 @@ pub extern "C" fn papr_intc_machine_reset(intc: Option<&Intc>, flags: u32) -> c_
     done(|| {
         let intc = given(intc, "intc")?;
         if flags & !PAPR_INTC_RESET_FREE_MSIS != 0 {
-            return Err(Fail::invalid(format!("reset with unknown flags {flags:#x}")));
+            return Err(Fail::invalid(format!(
+                "reset with unknown flags {flags:#x}"
+            )));
         }
         Ok(intc.intc.machine_reset(flags != 0)?)
     })
@@ -121,7 +123,8 @@ pub unsafe extern "C" fn papr_intc_upgrade(
     done(|| {
         let intc = given(intc, "intc")?;
         // SAFETY: the caller's strings end, and so does the array.
-        let (daemon, args) = unsafe { (text(daemon, "daemon")?, texts(daemon_args, "daemon_args")?) };
+        let (daemon, args) =
+            unsafe { (text(daemon, "daemon")?, texts(daemon_args, "daemon_args")?) };
         let now = intc.intc.upgrade(spawn(given(daemon, "daemon")?, &args))?;
         if upgraded.is_null() {
             return Ok(());

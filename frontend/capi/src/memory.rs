@@ -32,7 +32,10 @@ pub struct Memory {
 /// A duplicate, close-on-exec, of a descriptor that the VMM keeps.
 pub fn duplicate(fd: RawFd, name: &str) -> Result<OwnedFd, Fail> {
     if fd < 0 {
-        return Err(Fail::new(Errno::EBADF, format!("{name} is {fd}, no descriptor")));
+        return Err(Fail::new(
+            Errno::EBADF,
+            format!("{name} is {fd}, no descriptor"),
+        ));
     }
     // SAFETY: not -1; only lent for the call that finds out whether it is open.
     let theirs = unsafe { BorrowedFd::borrow_raw(fd) };

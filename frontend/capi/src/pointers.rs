@@ -51,7 +51,9 @@ pub unsafe fn array<'a, T>(at: *const T, count: usize, name: &str) -> Result<&'a
     if count == 0 {
         return Ok(&[]);
     }
-    let fits = count.checked_mul(size_of::<T>()).is_some_and(|n| n <= isize::MAX as usize);
+    let fits = count
+        .checked_mul(size_of::<T>())
+        .is_some_and(|n| n <= isize::MAX as usize);
     if at.is_null() || !at.is_aligned() || !fits {
         return Err(Fail::invalid(format!("{name} is NULL or no array")));
     }

@@ -14,7 +14,8 @@ use crate::pointers::given;
 use crate::start::Intc;
 use crate::types::{PAPR_INTC_CLAIM_LSI, PAPR_INTC_CLAIM_MSI};
 
-const _: () = assert!(PAPR_INTC_CLAIM_LSI == claim_flag::LSI && PAPR_INTC_CLAIM_MSI == claim_flag::MSI);
+const _: () =
+    assert!(PAPR_INTC_CLAIM_LSI == claim_flag::LSI && PAPR_INTC_CLAIM_MSI == claim_flag::MSI);
 
 /// Claims the LISNs first to first + count - 1 in both controllers, all or none. flags: PAPR_INTC_CLAIM_*.
 /// -EBUSY or another errno of the daemon if one is not free.
@@ -126,7 +127,9 @@ pub extern "C" fn papr_intc_add_level_irqfd(
     done(|| {
         let intc = given(intc, "intc")?;
         let (trigger, resample) = (event(trigger, "trigger")?, event(resample, "resample")?);
-        Ok(intc.intc.add_level_irqfd(lisn, input, &trigger, &resample)?)
+        Ok(intc
+            .intc
+            .add_level_irqfd(lisn, input, &trigger, &resample)?)
     })
 }
 

@@ -77,7 +77,9 @@ fn start(
     };
     let kicked = Arc::clone(callbacks);
     let kick = Arc::new(move |server| kicked.kick(server));
-    Ok(papr_intc_frontend::Intc::start(options, launcher, ram, kick)?)
+    Ok(papr_intc_frontend::Intc::start(
+        options, launcher, ram, kick,
+    )?)
 }
 
 /// A daemon of this binary.
@@ -171,8 +173,9 @@ fn machine(theirs: &types::Machine, ram_shared: bool) -> Result<Machine, Fail> {
     })
 }
 
-/// Ends the daemon and the front-end's threads. Every call that waits returns -ESHUTDOWN; what can be done
-/// without a daemon still works. Idempotent.
+/// Ends the daemon and the front-end's threads: when this returns they call no callback any more (unless it was called
+/// on one of them). Every call that waits returns -ESHUTDOWN; what can be done without a daemon still works. Idempotent.
+/// At the end of a VMM: this, then papr_intc_disconnect_vcpu for each vCPU, then papr_intc_free.
 #[unsafe(no_mangle)]
 pub extern "C" fn papr_intc_shutdown(intc: Option<&Intc>) -> c_int {
     done(|| {

@@ -35,7 +35,9 @@ pub unsafe extern "C" fn papr_intc_state_check(
     done(|| {
         let intc = given(intc, "intc")?;
         // SAFETY: the caller has as many bytes as it says.
-        Ok(intc.intc.state_check(unsafe { array(head, size, "head") }?)?)
+        Ok(intc
+            .intc
+            .state_check(unsafe { array(head, size, "head") }?)?)
     })
 }
 
@@ -64,7 +66,9 @@ pub unsafe extern "C" fn papr_intc_state_load(
     done(|| {
         let intc = given(intc, "intc")?;
         // SAFETY: the caller has as many bytes as it says.
-        Ok(intc.intc.state_load(unsafe { array(state, size, "state") }?)?)
+        Ok(intc
+            .intc
+            .state_load(unsafe { array(state, size, "state") }?)?)
     })
 }
 

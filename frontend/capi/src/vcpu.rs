@@ -275,7 +275,8 @@ pub extern "C" fn papr_intc_sync_line(
     done(|| {
         let (vcpu, set) = (given(vcpu, "vcpu")?, given(set, "set")?);
         let pending = || vcpu.vcpu.pending();
-        vcpu.line.give(pending, |level| set(opaque, c_int::from(level)));
+        vcpu.line
+            .give(pending, |level| set(opaque, c_int::from(level)));
         Ok(())
     })
 }

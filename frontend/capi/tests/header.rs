@@ -14,7 +14,11 @@ fn generate(package: &Path) -> String {
     config.header = Some(HEAD.trim_end().to_owned());
     let builder = cbindgen::Builder::new().with_crate(package);
     let mut made = Vec::new();
-    builder.with_config(config).generate().unwrap().write(&mut made);
+    builder
+        .with_config(config)
+        .generate()
+        .unwrap()
+        .write(&mut made);
     compact(&String::from_utf8(made).unwrap())
 }
 

@@ -19,7 +19,11 @@ fn header_compiles(compiler: &str, language: &str, standard: &str) {
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("only_the_header");
-    fs::write(&file, "#include \"papr_intc.h\"\n#include \"papr_intc.h\"\n").unwrap();
+    fs::write(
+        &file,
+        "#include \"papr_intc.h\"\n#include \"papr_intc.h\"\n",
+    )
+    .unwrap();
     run(Command::new(compiler)
         .args(STRICT)
         .args([standard, "-x", language, "-I"])
@@ -88,7 +92,9 @@ fn the_shared_library_has_its_soname_and_exports_the_header_and_nothing_else() {
     assert!(dynamic.contains("soname: [libpapr_intc.so.0]"), "{dynamic}");
     assert!(prefix.path().join("lib/libpapr_intc.so.0").exists());
 
-    let symbols = run(Command::new("readelf").args(["--dyn-syms", "-W"]).arg(&library));
+    let symbols = run(Command::new("readelf")
+        .args(["--dyn-syms", "-W"])
+        .arg(&library));
     let mut exported: Vec<&str> = symbols
         .lines()
         .filter(|line| line.contains(" GLOBAL ") && !line.contains(" UND "))
@@ -112,16 +118,25 @@ fn declares(line: &str) -> Option<&str> {
 #[test]
 fn an_installation_can_be_staged_and_a_wrong_prefix_is_named() {
     let staged = tempfile::tempdir().unwrap();
-    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
     let mut install = Command::new(package().join("install"));
-    install.env("PROFILE", profile).env("DESTDIR", staged.path());
+    install
+        .env("PROFILE", profile)
+        .env("DESTDIR", staged.path());
     run(install.arg("/usr"));
     let pc = fs::read_to_string(staged.path().join("usr/lib/pkgconfig/papr-intc.pc")).unwrap();
     assert!(pc.starts_with("prefix=/usr\n") && !pc.contains('@'), "{pc}");
     let lib = staged.path().join("usr/lib");
     assert!(lib.join("libpapr_intc.a").exists() && lib.join("libpapr_intc.so").exists());
 
-    let wrong = Command::new(package().join("install")).arg("here").output().unwrap();
+    let wrong = Command::new(package().join("install"))
+        .arg("here")
+        .output()
+        .unwrap();
     assert!(!wrong.status.success() && Path::new("here").metadata().is_err());
     let said = String::from_utf8(wrong.stderr).unwrap();
     assert_eq!(said, "install: PREFIX here is not absolute\n");

@@ -25,7 +25,9 @@ fn tests_of(source: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(source).unwrap();
     let (_, list) = text.rsplit_once("MAIN(").unwrap();
     let names = list.split("TEST(").skip(1);
-    names.map(|rest| rest.split(')').next().unwrap().to_owned()).collect()
+    names
+        .map(|rest| rest.split(')').next().unwrap().to_owned())
+        .collect()
 }
 
 fn program(name: &str) {

@@ -11,7 +11,8 @@ use find_daemon::find_daemon;
 mod find_daemon;
 
 /// What may be linked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // Not every test needs both.
 pub enum Kind {
     Static,
     Shared,
@@ -38,7 +39,10 @@ pub fn run(command: &mut Command) -> String {
         stderr,
     } = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&stderr);
-    assert!(status.success() && stderr.is_empty(), "{command:?}: {status}\n{stderr}");
+    assert!(
+        status.success() && stderr.is_empty(),
+        "{command:?}: {status}\n{stderr}"
+    );
     String::from_utf8(stdout).unwrap()
 }
 
@@ -47,7 +51,11 @@ pub fn install(kind: Kind, at: &Path) {
     // cargo takes turns anyway; and each call copies.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock();
-    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
     let word = match kind {
         Kind::Static => "static",
         Kind::Shared => "shared",
@@ -67,14 +75,19 @@ pub fn flags(prefix: &Path, kind: Kind) -> Vec<String> {
     if let Kind::Static = kind {
         command.arg("--static");
     }
-    run(&mut command).split_whitespace().map(str::to_owned).collect()
+    run(&mut command)
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// A program of one C file, linked with what is installed at `prefix`.
 pub fn compile(source: &Path, prefix: &Path, kind: Kind) -> PathBuf {
     let program = prefix.join(source.file_stem().unwrap());
     run(Command::new("cc")
-        .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread", "-o"])
+        .args([
+            "-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-pthread", "-o",
+        ])
         .arg(&program)
         .arg(source)
         .args(flags(prefix, kind)));
