@@ -55,6 +55,8 @@ pub enum Said {
     Done { failed: u64 },
     /// The rig does not know this QEMU.
     Refused(String),
+    /// The rig lost its daemon, and why.
+    DaemonLost(String),
     /// The rig's summary.
     Served(Served),
     /// The guest's kernel is in trouble.
@@ -170,6 +172,9 @@ fn kernel(line: &str) -> Option<Said> {
 fn rig(text: &str, line: &str) -> Option<Said> {
     if let Some(why) = text.strip_prefix("refused: ") {
         return Some(Said::Refused(why.to_owned()));
+    }
+    if let Some(why) = text.strip_prefix("the daemon is lost: ") {
+        return Some(Said::DaemonLost(why.to_owned()));
     }
     let counts = text.strip_prefix("served ")?;
     let served = served(counts).map(Said::Served);

@@ -167,7 +167,7 @@ impl Setup {
             Way::Plain | Way::Killed | Way::Upgraded => "mapped",
             Way::Remote => "remote",
             Way::Shadow => "shadow",
-            Way::Broken(fault) if fault.survives() => "shadow",
+            Way::Broken(fault) if fault.survives(boot.ic_mode) => "shadow",
             Way::Broken(_) => "mapped",
         };
         let mut environment: Vec<(&str, OsString)> = vec![

@@ -105,10 +105,10 @@ impl Way {
 }
 
 impl Fault {
-    /// Linux gets over a lost IPI: the next one to that CPU carries what the lost one was for. Shadow mode
-    /// has to notice.
-    pub fn survives(self) -> bool {
-        self == Self::LostIpi
+    /// Linux gets over these, and shadow mode has to notice: the next IPI to a CPU carries what a lost one was for,
+    /// and its handlers of XIVE's levels look at their device again.
+    pub fn survives(self, mode: IcMode) -> bool {
+        self == Self::LostIpi || (self == Self::LevelOnce && mode == IcMode::Xive)
     }
 
     pub fn name(self) -> &'static str {

@@ -142,6 +142,7 @@ impl Record {
                 Said::Figure { .. }
                 | Said::Want(_)
                 | Said::Interrupts(_)
+                | Said::DaemonLost(_)
                 | Said::Refused(_)
                 | Said::Served(_) => {}
             }
@@ -183,6 +184,19 @@ impl Record {
         }
     }
 
+    fn judge_restarts(&self, unasked: u64, wrong: &mut Vec<String>) {
+        if unasked > 0 {
+            let why = self.said.iter().find_map(|s| match s {
+                Said::DaemonLost(why) => Some(why.as_str()),
+                _ => None,
+            });
+            let why = why.unwrap_or("nobody says why");
+            wrong.push(format!(
+                "{unasked} daemons replaced that nobody killed: {why}"
+            ));
+        }
+    }
+
     fn judge_rig(&self, way: Way, wrong: &mut Vec<String>) {
         if way == Way::Stock {
             return;
@@ -213,17 +227,9 @@ impl Record {
                 if self.upgrades == 0 {
                     wrong.push("no daemon was upgraded".to_owned());
                 }
-                if served.restarts > self.upgrades {
-                    let more = served.restarts - self.upgrades;
-                    wrong.push(format!("{more} daemons died that nobody killed"));
-                }
+                self.judge_restarts(served.restarts.saturating_sub(self.upgrades), wrong);
             }
-            _ => {
-                if served.restarts > 0 {
-                    let restarts = served.restarts;
-                    wrong.push(format!("{restarts} daemons died that nobody killed"));
-                }
-            }
+            _ => self.judge_restarts(served.restarts, wrong),
         }
     }
 }

@@ -217,10 +217,11 @@ fn kills_must_have_happened_and_been_survived() {
 #[test]
 fn a_daemon_that_dies_by_itself_fails() {
     let restarted = instead("restarts=0", "restarts=1");
+    let restarted = format!("errors: papr-intc-rig: the daemon is lost: no answer\n{restarted}");
     for way in [Way::Plain, Way::Remote, Way::Shadow] {
         assert_eq!(
             faults(&good(&restarted), way),
-            "1 daemons died that nobody killed"
+            "1 daemons replaced that nobody killed: no answer"
         );
     }
 }
@@ -239,7 +240,7 @@ fn upgrades_must_have_happened() {
     };
     assert_eq!(
         faults(&died, Way::Upgraded),
-        "2 daemons died that nobody killed"
+        "2 daemons replaced that nobody killed: nobody says why"
     );
 }
 
