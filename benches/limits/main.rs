@@ -15,6 +15,7 @@ mod esb;
 mod json;
 mod presenter;
 mod rig;
+mod steps;
 mod table;
 mod timing;
 
@@ -39,6 +40,11 @@ struct Asked {
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1..) {
+        Some([role, ic_mode]) if role == steps::STEPPED => return stepped(ic_mode),
+        _ => {}
+    }
     let asked = match Asked::parse(std::env::args().skip(1)) {
         Ok(asked) => asked,
         Err(what) => {
@@ -54,11 +60,7 @@ fn main() {
     table::heading();
     pin(0);
     for ic_mode in [IcMode::Xive, IcMode::Xics] {
-        let rig = Rig::start(machine(ic_mode, 8192, 32), Executor::FrontEnd, no_kick());
-        let rig = rig.expect("a machine");
-        for mut case in cases(&rig) {
-            add(&mut rows, case.measure(budget));
-        }
+        alone(ic_mode, budget, &mut rows);
     }
     if let Some(file) = &asked.json {
         std::fs::write(file, json::document(&rows)).expect("a file that can be written");
@@ -68,7 +70,41 @@ fn main() {
     }
 }
 
-/// What one thread runs by itself.
+/// A machine for what one thread does by itself.
+fn small(ic_mode: IcMode) -> Rig {
+    let rig = Rig::start(machine(ic_mode, 8192, 32), Executor::FrontEnd, no_kick());
+    rig.expect("a machine")
+}
+
+/// What one thread does by itself: by the clock, and in instructions.
+fn alone(ic_mode: IcMode, budget: Budget, rows: &mut Vec<Row>) {
+    let name = format!("{ic_mode:?}");
+    let counts = steps::counts(&[steps::STEPPED, &name]);
+    let mut counts = counts.iter().flatten().map(|n| *n as f64);
+    let rig = small(ic_mode);
+    for mut case in cases(&rig) {
+        let mut row = case.measure(budget);
+        let batch = f64::from(case.batch);
+        row.steps = counts.next().zip(counts.next());
+        row.steps = row.steps.map(|(ours, limit)| (ours / batch, limit / batch));
+        add(rows, row);
+    }
+}
+
+/// The process whose instructions are counted.
+fn stepped(ic_mode: &str) {
+    pin(0);
+    let ic_mode = match ic_mode {
+        "Xive" => IcMode::Xive,
+        _ => IcMode::Xics,
+    };
+    let rig = small(ic_mode);
+    if steps::be_stepped() {
+        steps::offer(&mut cases(&rig));
+    }
+}
+
+/// The cases on such a machine.
 fn cases(rig: &Rig) -> Vec<Case<'_>> {
     let groups = match rig.machine.ic_mode {
         IcMode::Xive => [esb::cases(rig), cycle::xive(rig), presenter::xive(rig)],
