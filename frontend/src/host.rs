@@ -19,22 +19,35 @@ pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
 const DEFERRED: usize = 8;
 
 /// Kicks of the transition that this thread runs.
-#[derive(Clone, Copy)]
 struct Deferred {
-    count: usize,
-    servers: [u32; DEFERRED],
+    count: Cell<usize>,
+    servers: [Cell<u32>; DEFERRED],
 }
 
-const NONE: Deferred = Deferred {
-    count: 0,
-    servers: [0; DEFERRED],
-};
+impl Deferred {
+    /// Remembers a server, once; `false`: there is no room.
+    #[inline]
+    fn add(&self, server: u32) -> bool {
+        let count = self.count.get();
+        if self.servers.iter().take(count).any(|s| s.get() == server) {
+            return true;
+        }
+        let Some(free) = self.servers.get(count) else {
+            return false;
+        };
+        free.set(server);
+        self.count.set(count + 1);
+        true
+    }
+}
 
 /// No source.
 const NOTHING: u32 = u32::MAX;
 
 thread_local! {
-    static KICKS: Cell<Deferred> = const { Cell::new(NONE) };
+    static KICKS: Deferred = const {
+        Deferred { count: Cell::new(0), servers: [const { Cell::new(0) }; DEFERRED] }
+    };
     /// The source whose resamplefds are due; a transition ends one source at most.
     static RESAMPLE: Cell<u32> = const { Cell::new(NOTHING) };
 }
@@ -85,12 +98,20 @@ impl FrontHost {
     #[inline]
     pub(crate) fn deliver(&self) {
         // An error: the thread is ending, and `kick` called back at once.
-        let kicks = KICKS.try_with(Cell::get).unwrap_or(NONE);
-        if kicks.count == 0 {
-            return;
+        if KICKS.try_with(|kicks| kicks.count.get()).unwrap_or(0) > 0 {
+            self.deliver_some();
         }
-        let _ = KICKS.try_with(|k| k.set(NONE));
-        for server in &kicks.servers[..kicks.count] {
+    }
+
+    #[inline]
+    fn deliver_some(&self) {
+        // Taken before the callbacks, which may start transitions of their own.
+        let taken = KICKS.try_with(|kicks| {
+            let count = kicks.count.replace(0);
+            (count, kicks.servers.each_ref().map(Cell::get))
+        });
+        let (count, servers) = taken.unwrap_or((0, [0; DEFERRED]));
+        for server in servers.iter().take(count) {
             (self.kick)(*server);
         }
     }
@@ -104,20 +125,7 @@ impl Host for FrontHost {
 
     #[inline]
     fn kick(&self, server: u32) {
-        let remembered = KICKS.try_with(|cell| {
-            let mut kicks = cell.get();
-            if kicks.servers[..kicks.count].contains(&server) {
-                return true;
-            }
-            if kicks.count == DEFERRED {
-                return false;
-            }
-            kicks.servers[kicks.count] = server;
-            kicks.count += 1;
-            cell.set(kicks);
-            true
-        });
-        if remembered != Ok(true) {
+        if KICKS.try_with(|kicks| kicks.add(server)) != Ok(true) {
             (self.kick)(server);
         }
     }
