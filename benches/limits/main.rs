@@ -6,15 +6,25 @@
 //! | `--quick` | fewer pairs: 20 seconds instead of two minutes |
 //! | `--json FILE` | the table for machines |
 //! | `--plot FILE` | the distributions as SVG |
-//! | `--only TEXT` | the groups whose name contains this |
+//! | `--only TEXT` | the groups whose name contains this: alone, ipi, irqfd, channel, state, scale, parallel, restart, rest, move |
 //! | `--gate` | ends with 1 if an aim is missed in a row that is a gate |
 
 mod case;
+mod channel;
 mod cycle;
 mod esb;
+mod hop;
+mod ipi;
+mod irqfd;
 mod json;
+mod parallel;
+mod plot;
 mod presenter;
+mod rest;
+mod restart;
 mod rig;
+mod scale;
+mod state;
 mod steps;
 mod table;
 mod timing;
@@ -40,34 +50,103 @@ struct Asked {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    match arguments.get(1..) {
-        Some([role, ic_mode]) if role == steps::STEPPED => return stepped(ic_mode),
-        _ => {}
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if is_another_process(&arguments) {
+        return;
     }
-    let asked = match Asked::parse(std::env::args().skip(1)) {
+    let asked = match Asked::parse(arguments.into_iter()) {
         Ok(asked) => asked,
         Err(what) => {
             eprintln!("limits: {what}");
             std::process::exit(2);
         }
     };
-    let budget = Budget {
-        time: Duration::from_millis(if asked.quick { 60 } else { 500 }),
-        least: 9,
-    };
-    let mut rows = Vec::new();
-    table::heading();
-    pin(0);
-    for ic_mode in [IcMode::Xive, IcMode::Xics] {
-        alone(ic_mode, budget, &mut rows);
+    let rows = measure(&asked);
+    let written = [
+        (&asked.json, json::document as fn(&[Row]) -> String),
+        (&asked.plot, plot::svg),
+    ];
+    for (file, make) in written {
+        if let Some(file) = file
+            && let Err(e) = std::fs::write(file, make(&rows))
+        {
+            eprintln!("limits: {file}: {e}");
+            std::process::exit(2);
+        }
     }
-    if let Some(file) = &asked.json {
-        std::fs::write(file, json::document(&rows)).expect("a file that can be written");
-    }
-    if asked.gate && rows.iter().any(|row| row.gate && row.is_missed()) {
+    let missed = rows.iter().filter(|row| row.is_missed());
+    println!(
+        "\n{} rows, {} aims missed, {} of them in rows that are gates",
+        rows.len(),
+        missed.clone().count(),
+        missed.clone().filter(|row| row.gate).count()
+    );
+    if asked.gate && missed.clone().any(|row| row.gate) {
         std::process::exit(1);
     }
+}
+
+/// This program is also the other processes that it measures.
+fn is_another_process(arguments: &[String]) -> bool {
+    match arguments {
+        [role, ic_mode] if role == steps::STEPPED => stepped(ic_mode),
+        [role, sizes @ ..] if role == channel::ECHO => channel::echo(sizes),
+        [role, numbers @ ..] if role == rest::REST => rest::rest(numbers),
+        [role] if role == irqfd::RELAY => irqfd::relay(),
+        _ => return false,
+    }
+    true
+}
+
+/// Every group of paths that was asked for.
+fn measure(asked: &Asked) -> Vec<Row> {
+    let budget = |ms: u64, quick_ms: u64| Budget {
+        time: Duration::from_millis(if asked.quick { quick_ms } else { ms }),
+        least: 9,
+    };
+    let wanted = |group: &str| {
+        asked
+            .only
+            .as_deref()
+            .is_none_or(|only| group.contains(only))
+    };
+    let mut rows = Vec::new();
+    restart::raise_limit();
+    let resting = wanted("rest").then(|| rest::begin(asked.quick));
+    table::heading();
+    if wanted("alone") {
+        for ic_mode in [IcMode::Xive, IcMode::Xics] {
+            alone(ic_mode, budget(500, 60), &mut rows);
+        }
+    }
+    if wanted("ipi") {
+        ipi::measure(budget(1000, 100), |row| add(&mut rows, row));
+    }
+    if wanted("irqfd") {
+        irqfd::measure(budget(1000, 100), |row| add(&mut rows, row));
+    }
+    if wanted("channel") {
+        channel::measure(budget(1000, 100), |row| add(&mut rows, row));
+    }
+    if wanted("state") {
+        state::measure(budget(1000, 100), |row| add(&mut rows, row));
+    }
+    if wanted("scale") {
+        scale::measure(budget(500, 60), |row| add(&mut rows, row));
+    }
+    if wanted("parallel") {
+        parallel::measure(budget(1000, 100), |row| add(&mut rows, row));
+    }
+    if wanted("restart") {
+        restart::measure(asked.quick, |row| add(&mut rows, row));
+    }
+    if let Some(resting) = resting {
+        resting.end(|row| add(&mut rows, row));
+    }
+    if wanted("move") {
+        state::stand_still(asked.quick);
+    }
+    rows
 }
 
 /// A machine for what one thread does by itself.

@@ -1,0 +1,90 @@
+//! Two threads at once: interrupts of different vCPUs, from trigger to EOI. How much each is slowed down by the other
+//! beside how much the same bare atomics are; with source words in lines of their own, and in one line.
+
+use std::sync::Barrier;
+
+use papr_intc_frontend::Executor;
+use papr_intc_frontend::protocol::layout::IcMode;
+
+use crate::cycle::{Bare, end};
+use crate::rig::{Rig, cpus, machine, no_kick, pin};
+use crate::table::Row;
+use crate::timing::{Budget, Pairs, Sense, timed};
+
+const BATCH: u32 = 500;
+/// Source words of one line of 64 bytes.
+const LINE: u32 = 8;
+
+/// The rows; each is given to `add` as soon as it is measured.
+pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
+    if cpus() < 2 {
+        return println!("two threads: skipped, there is one CPU");
+    }
+    let rig = Rig::start(
+        machine(IcMode::Xive, 1024, 2),
+        Executor::FrontEnd,
+        no_kick(),
+    );
+    let rig = rig.expect("a machine");
+    // A whole line's start; even numbers belong to vCPU 0, odd ones to vCPU 1.
+    let first = rig.first().next_multiple_of(LINE);
+    let (apart, near) = ([first, first + 4 * LINE + 1], [first, first + 1]);
+    let both = |sources: [u32; 2], ours: bool| together(&rig, &sources, ours);
+    let alone = |ours: bool| together(&rig, &apart[..1], ours);
+
+    // At two threads; and what ours would take if it were slowed down as the limit is.
+    let as_limit = || both(apart, false) / alone(false) * alone(true);
+    let pairs = Pairs::take(budget, || both(apart, true), as_limit);
+    add(Row::new(
+        "two threads: slowed as the limit is, distinct ENDs",
+        pairs,
+        Sense::Min,
+        0.9,
+    ));
+    let pairs = Pairs::take(budget, || both(near, true), || both(near, false));
+    add(Row::new(
+        "two threads: neighbouring source words / raw",
+        pairs,
+        Sense::Max,
+        2.0,
+    ));
+    let pairs = Pairs::take(budget, || both(near, true), || both(apart, true));
+    add(Row::new(
+        "two threads: neighbouring source words / apart",
+        pairs,
+        Sense::Max,
+        2.0,
+    ));
+}
+
+/// Nanoseconds of one interrupt, of as many threads as sources.
+fn together(rig: &Rig, sources: &[u32], ours: bool) -> f64 {
+    let barrier = Barrier::new(sources.len());
+    let run = |cpu: usize, lisn: u32| {
+        pin(cpu);
+        let (vcpu, source) = (&rig.vcpus[cpu], rig.source(lisn));
+        let bare = Bare::of(rig, lisn);
+        let once = || match ours {
+            true => {
+                _ = source.trigger();
+                end(vcpu, lisn);
+            }
+            false => {
+                bare.event();
+                bare.end();
+            }
+        };
+        (0..BATCH / 10).for_each(|_| once());
+        barrier.wait();
+        timed(|| (0..BATCH).for_each(|_| once())) / f64::from(BATCH)
+    };
+    std::thread::scope(|scope| {
+        let (run, threads) = (&run, sources.iter().enumerate());
+        let threads = threads.map(|(cpu, lisn)| scope.spawn(move || run(cpu, *lisn)));
+        let threads: Vec<_> = threads.collect();
+        let times = threads
+            .into_iter()
+            .map(|t| t.join().expect("a thread of the bench"));
+        times.sum::<f64>() / sources.len() as f64
+    })
+}
