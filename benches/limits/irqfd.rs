@@ -176,6 +176,8 @@ impl Way for Direct {
 /// Two raw hops: somebody reads one eventfd and writes another.
 struct Relayed {
     first: Arc<File>,
+    /// Kept for its reader.
+    _second: Arc<File>,
     seen: Arc<Seen>,
     process: Option<Child>,
 }
@@ -185,16 +187,17 @@ impl Relayed {
     fn thread(cpu: usize) -> Self {
         let (first, second, seen) = (Arc::new(event()), Arc::new(event()), Seen::new());
         stamper(Arc::clone(&second), Arc::clone(&seen), 0, false);
-        let from = Arc::clone(&first);
+        let (from, to) = (Arc::clone(&first), Arc::clone(&second));
         std::thread::spawn(move || {
             pin(cpu);
             while Arc::strong_count(&from) > 1 {
                 sleep_on(&from);
-                signal(&second);
+                signal(&to);
             }
         });
         Self {
             first,
+            _second: second,
             seen,
             process: None,
         }
@@ -214,9 +217,10 @@ impl Relayed {
             .spawn()
             .expect("this program can be started");
         pin_task(child.id() as i32, cpu);
-        stamper(second, Arc::clone(&seen), 0, false);
+        stamper(Arc::clone(&second), Arc::clone(&seen), 0, false);
         Self {
             first,
+            _second: second,
             seen,
             process: Some(child),
         }

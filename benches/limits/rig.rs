@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use papr_intc_frontend::protocol::layout::mapped::MappedStorage;
 use papr_intc_frontend::protocol::layout::{AtomicWord, Compat, IcMode, Machine, Page, Storage};
 use papr_intc_frontend::protocol::state::model::*;
-use papr_intc_frontend::{Executor, GuestRam, Intc, Kick, Launcher, Options, Source, Vcpu};
+use papr_intc_frontend::{Executor, GuestRam, Intc, Kick, Launcher, Options, Source, Vcpu, WatchLimits};
 
 /// The priority of everything.
 pub const PRIORITY: u8 = 5;
@@ -121,6 +121,15 @@ pub fn launcher() -> Launcher {
     Launcher::spawn(env!("CARGO_BIN_EXE_papr-intc"), quiet)
 }
 
+/// A million sources take their time on a machine that does other things as well.
+pub fn patient() -> WatchLimits {
+    WatchLimits {
+        message: LONG,
+        answer: LONG,
+        ..WatchLimits::default()
+    }
+}
+
 impl Rig {
     /// Threads of the front-end and the daemon run where the caller runs.
     pub fn start(machine: Machine, executor: Executor, kick: Kick) -> Result<Self, String> {
@@ -128,6 +137,7 @@ impl Rig {
         let ram = GuestRam::new(&[(0, bytes)]).map_err(|e| e.to_string())?;
         let options = Options {
             executor,
+            watch: patient(),
             ..Options::new(machine)
         };
         let started = Intc::start(options, launcher(), Arc::new(ram), kick);
@@ -140,12 +150,24 @@ impl Rig {
             .and_then(|()| intc.resume(None))
             .map_err(|e| e.to_string())?;
         let raw = raw_words(&machine)?;
-        Ok(Self {
+        let rig = Self {
             intc,
             vcpus,
             machine,
             raw,
-        })
+        };
+        if executor == Executor::FrontEnd && machine.ic_mode == IcMode::Xive {
+            rig.touch();
+        }
+        Ok(rig)
+    }
+
+    /// Every page is mapped before anything is measured.
+    fn touch(&self) {
+        for lisn in self.first()..self.machine.sources {
+            _ = self.source(lisn).trigger();
+            _ = self.vcpus[0].esb_load(management(lisn) + 0xc00, 8);
+        }
     }
 
     /// The first device source.
@@ -173,6 +195,14 @@ fn raw_words(machine: &Machine) -> Result<MappedStorage, String> {
     let raw = MappedStorage::map(&memfd, geometry).map_err(|e| e.to_string())?;
     for lisn in 0..geometry.sources() {
         swap(raw.page(Page::Source(lisn)), 0);
+    }
+    for irq in 0..geometry.ics_sources() {
+        swap(raw.page(Page::IcsSource(irq)), 0);
+    }
+    for server in 0..geometry.servers() {
+        swap(raw.page(Page::Tima(server)), 0);
+        swap(raw.page(Page::Delivered(server)), 0);
+        swap(raw.page(Page::EndCursor(end_of(server))), 0);
     }
     Ok(raw)
 }

@@ -13,7 +13,7 @@ use papr_intc_frontend::protocol::state::model::State;
 use papr_intc_frontend::protocol::state::words::Words;
 use papr_intc_frontend::{GuestRam, Intc, Options};
 
-use crate::rig::{launcher, machine, no_kick, pin, routed};
+use crate::rig::{launcher, machine, no_kick, patient, pin, routed};
 use crate::table::Row;
 use crate::timing::{Budget, Pairs, Sense, timed};
 
@@ -99,8 +99,12 @@ fn moves(state: &State, count: usize, columns: &mut [Vec<Duration>; 3]) {
     let ram = Arc::new(GuestRam::new(&[(0, 4 << 20)]).expect("RAM"));
     let machine = state.head.machine;
     let with_vcpus = || {
+        let options = Options {
+            watch: patient(),
+            ..Options::new(machine)
+        };
         let intc = Intc::start(
-            Options::new(machine),
+            options,
             launcher(),
             Arc::clone(&ram),
             no_kick(),
