@@ -131,6 +131,7 @@ fn open_endpoint(args: &Args) -> Result<Endpoint, Failure> {
     let bad = |e: std::io::Error| (exit::ENDPOINT, format!("--fd {number}: {e}"));
     let fd: OwnedFd = endpoint::inherited(number).map_err(bad)?;
     if endpoint::is_listening(&fd).map_err(bad)? {
+        endpoint::listen_anew(&fd).map_err(bad)?;
         Ok(Endpoint::Listener(UnixListener::from(fd)))
     } else {
         Ok(Endpoint::Connected(UnixStream::from(fd)))

@@ -28,6 +28,31 @@ const UNSAFE: &[(&str, &str)] = &[
         "examples/mock_vmm/device_process.rs",
         "inherited numbers become owned descriptors",
     ),
+    ("frontend/capi/src/buffer.rs", "bytes for C are malloc's"),
+    (
+        "frontend/capi/src/callbacks.rs",
+        "the VMM's pointer goes through our threads",
+    ),
+    ("frontend/capi/src/logging.rs", "a string of C's is read"),
+    (
+        "frontend/capi/src/machine.rs",
+        "strings of C's are read, its structs written",
+    ),
+    ("frontend/capi/src/memory.rs", "descriptors come as numbers"),
+    (
+        "frontend/capi/src/pointers.rs",
+        "strings, arrays and structs of C's are read",
+    ),
+    (
+        "frontend/capi/src/source.rs",
+        "an eventfd that comes as a number is duplicated",
+    ),
+    (
+        "frontend/capi/src/start.rs",
+        "what C hands in to begin, and back to end",
+    ),
+    ("frontend/capi/src/state.rs", "bytes of C's are read"),
+    ("frontend/capi/src/vcpu.rs", "registers and cells of C's"),
     (
         "frontend/src/connection.rs",
         "received numbers become owned descriptors",

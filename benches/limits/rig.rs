@@ -15,7 +15,9 @@ use nix::unistd::Pid;
 use papr_intc_frontend::protocol::layout::mapped::MappedStorage;
 use papr_intc_frontend::protocol::layout::{AtomicWord, Compat, IcMode, Machine, Page, Storage};
 use papr_intc_frontend::protocol::state::model::*;
-use papr_intc_frontend::{Executor, GuestRam, Intc, Kick, Launcher, Options, Source, Vcpu, WatchLimits};
+use papr_intc_frontend::{
+    Executor, GuestRam, Intc, Kick, Launcher, Options, Source, Vcpu, WatchLimits,
+};
 
 /// The priority of everything.
 pub const PRIORITY: u8 = 5;

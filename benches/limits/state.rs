@@ -103,12 +103,7 @@ fn moves(state: &State, count: usize, columns: &mut [Vec<Duration>; 3]) {
             watch: patient(),
             ..Options::new(machine)
         };
-        let intc = Intc::start(
-            options,
-            launcher(),
-            Arc::clone(&ram),
-            no_kick(),
-        );
+        let intc = Intc::start(options, launcher(), Arc::clone(&ram), no_kick());
         let intc = intc.expect("a daemon starts");
         let connect = |server| intc.connect_vcpu(server).expect("a vCPU");
         let vcpus: Vec<_> = (0..machine.servers).map(connect).collect();

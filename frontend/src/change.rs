@@ -1,4 +1,4 @@
-//! What the VMM hears of its daemon: it went, another one serves, there will be none.
+//! What the VMM hears of its daemon (it went, another one serves, there will be none) and of our threads.
 
 use std::fmt;
 use std::sync::Arc;
@@ -67,7 +67,8 @@ pub enum Change {
     },
 }
 
-/// Called at every change, on the watch thread, with no lock held. It must not wait for a daemon.
+/// Called at every change, on the watch thread, with no lock held. Calls that may wait for a daemon return
+/// [`Error::Watching`](crate::Error::Watching) there.
 #[derive(Clone, Default)]
 pub struct OnChange(Option<Arc<Hearer>>);
 
@@ -83,6 +84,29 @@ impl OnChange {
         if let Some(f) = &self.0 {
             f(change);
         }
+    }
+}
+
+/// Called on each thread that the front-end starts: with `true` before anything else, with `false` at its end.
+#[derive(Clone, Default)]
+pub struct OnThread(Option<Arc<dyn Fn(bool) + Send + Sync>>);
+
+impl OnThread {
+    /// Calls `f`.
+    pub fn call(f: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(f)))
+    }
+
+    pub(crate) fn tell(&self, begins: bool) {
+        if let Some(f) = &self.0 {
+            f(begins);
+        }
+    }
+}
+
+impl fmt::Debug for OnThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OnThread({})", self.0.is_some())
     }
 }
 

@@ -171,6 +171,9 @@ impl Channel {
         request: &R,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Answer<R::Reply>, Error> {
+        if patience.persists() {
+            may_wait()?;
+        }
         let payload = request.to_bytes();
         let (turn, mut flags) = self.turn(patience, R::CODE, &payload)?;
         let unanswered = || Unanswered {
@@ -353,6 +356,7 @@ impl Channel {
 
     /// Waits until the channel has a connection.
     pub(crate) fn wait_up(&self) -> Result<(), Error> {
+        may_wait()?;
         self.up(Patience::Persist).map(|_| ())
     }
 
@@ -429,6 +433,23 @@ impl Channel {
         f(&mut state.link);
         drop(state);
         self.changed.notify_all();
+    }
+}
+
+thread_local! {
+    static NEVER_WAIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread brings daemons back: if it waited for one (in a callback of the VMM), there would be none.
+pub(crate) fn never_wait_here() {
+    NEVER_WAIT.set(true);
+}
+
+/// An error on the thread that must not wait for a daemon.
+pub(crate) fn may_wait() -> Result<(), Error> {
+    match NEVER_WAIT.try_with(Cell::get).unwrap_or(false) {
+        true => Err(Error::Watching),
+        false => Ok(()),
     }
 }
 

@@ -14,10 +14,13 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, sendmsg,
+};
 use papr_intc_protocol::wire::{
     HEADER_BYTES, MAX_BODY, MAX_FDS, Request, Wire, flag, request_body, split_reply,
 };
@@ -37,6 +40,8 @@ const FIRST_READ: usize = 4096;
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// Process that sent the last message, as the kernel says; 0 if it was not asked (SO_PASSCRED).
+    sender: AtomicU32,
     /// Held from the first byte of a request to the last of its reply.
     buffers: Mutex<Buffers>,
 }
@@ -70,13 +75,21 @@ impl Connection {
     pub fn new(stream: UnixStream) -> Self {
         let buffers = Buffers {
             input: vec![0; FIRST_READ],
-            control: nix::cmsg_space!([RawFd; MAX_FDS]),
+            control: nix::cmsg_space!([RawFd; MAX_FDS], UnixCredentials),
             owed: None,
         };
         Self {
             stream,
+            sender: AtomicU32::new(0),
             buffers: Mutex::new(buffers),
         }
+    }
+
+    /// Process that sent the last reply: 0 before the first one, unless the stream has SO_PASSCRED, and for a
+    /// process of another PID namespace.
+    pub(crate) fn sender(&self) -> u32 {
+        // Relaxed: a number that goes with nothing else.
+        self.sender.load(Ordering::Relaxed)
     }
 
     /// Sends a PAPR request with number `seq` and waits for its reply.
@@ -313,8 +326,15 @@ impl Connection {
             match recvmsg::<UnixAddr>(fd, &mut iov, Some(&mut *control), flags) {
                 Ok(message) => {
                     for control in message.cmsgs().into_iter().flatten() {
-                        if let ControlMessageOwned::ScmRights(raw) = control {
-                            fds.extend(raw.into_iter().map(owned));
+                        match control {
+                            ControlMessageOwned::ScmRights(raw) => {
+                                fds.extend(raw.into_iter().map(owned));
+                            }
+                            ControlMessageOwned::ScmCredentials(sender) => {
+                                let pid = sender.pid().max(0) as u32;
+                                self.sender.store(pid, Ordering::Relaxed);
+                            }
+                            _ => {}
                         }
                     }
                     return Ok(Some(message.bytes));

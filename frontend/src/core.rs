@@ -19,15 +19,15 @@ use papr_intc_protocol::plane::{LevelInput, Outcome, Plane};
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
-use crate::change::OnChange;
-use crate::channel::{Channel, Patience, Shut, Watcher};
+use crate::change::{OnChange, OnThread};
+use crate::channel::{self, Channel, Patience, Shut, Watcher};
 use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
 use crate::host::{FrontHost, Kick};
 use crate::io_thread::{Intake, Irqfd, Sink};
 use crate::outage;
+use crate::ram::Ram;
 use crate::shm::{self, RunPage, Shm};
 use crate::signals::Signals;
 use crate::sync::{lock, read};
@@ -51,6 +51,8 @@ pub struct Options {
     pub absence: Absence,
     /// Hears of daemons that go and come.
     pub on_change: OnChange,
+    /// Hears of threads that the front-end starts.
+    pub on_thread: OnThread,
 }
 
 impl Options {
@@ -64,6 +66,7 @@ impl Options {
             watch: WatchLimits::default(),
             absence: Absence::Wait,
             on_change: OnChange::default(),
+            on_thread: OnThread::default(),
         }
     }
 }
@@ -123,8 +126,6 @@ pub(crate) struct Topology {
     pub executor: Executor,
     /// The daemon asked for it: only another daemon can promote.
     pub demoted: bool,
-    /// The first daemon held the memory of a VMM before this one.
-    pub adopted: bool,
     /// QUIESCEs of the VMM that are in force.
     pub quiesced: u64,
     /// Device features that the daemon was told, and LOG_ALL if it can log.
@@ -153,7 +154,7 @@ pub(crate) struct GateWait {
 pub(crate) struct Core {
     pub options: Options,
     pub geometry: Geometry,
-    pub ram: Arc<GuestRam>,
+    pub ram: Arc<dyn Ram>,
     pub kick: Kick,
     pub main: Channel,
     pub vcpus: RwLock<BTreeMap<u32, Arc<VcpuState>>>,
@@ -168,10 +169,12 @@ pub(crate) struct Core {
     dead: Arc<AtomicU64>,
     /// The daemon executes; for the watch thread, which must not take the topology lock.
     remote: AtomicBool,
+    /// The first daemon held the memory of a VMM before this one.
+    pub adopted: AtomicBool,
 }
 
 impl Core {
-    pub fn new(options: Options, ram: Arc<GuestRam>, kick: Kick) -> Result<Self, Error> {
+    pub fn new(options: Options, ram: Arc<dyn Ram>, kick: Kick) -> Result<Self, Error> {
         let geometry = options
             .machine
             .geometry()
@@ -192,7 +195,6 @@ impl Core {
                 wanted: executor,
                 executor,
                 demoted: false,
-                adopted: false,
                 quiesced: 0,
                 features: 0,
                 irqfds_at: executor,
@@ -205,6 +207,7 @@ impl Core {
             run_page: OnceLock::new(),
             dead: Arc::new(AtomicU64::new(0)),
             remote: AtomicBool::new(executor == Executor::Daemon),
+            adopted: AtomicBool::new(false),
             options,
         })
     }
@@ -320,6 +323,7 @@ impl Core {
     /// gate is a word that the daemon stores), so the thread looks again, less and less often.
     #[cold]
     pub fn wait_for_gate(&self, channel: &Channel, wait: &mut GateWait) -> Result<(), Error> {
+        channel::may_wait()?;
         if let Some(error) = channel.shut_error() {
             return Err(error);
         }

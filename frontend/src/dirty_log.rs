@@ -1,6 +1,6 @@
 //! Dirty logging for a migration's pre-copy: which pages of guest RAM were written, by whoever executes.
 //!
-//! Two writers, two logs: the front-end marks in the bitmap of its mapping ([`GuestRam`]), always; the
+//! Two writers, two logs: the front-end marks in the bitmap of its mapping ([`GuestRam`](crate::GuestRam)), always; the
 //! daemon in a memfd that it is handed by SET_LOG_BASE, while LOG_ALL is acknowledged.
 //! [`Intc::take_dirty`] empties both into one set. Every daemon, restarted or upgraded, is told in its
 //! handshake what holds at that moment, before START, so that no write of its own goes unmarked; what a
@@ -23,8 +23,8 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use crate::connection::GoOn;
 use crate::core::{Core, Topology, in_one_session};
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
 use crate::intc::Intc;
+use crate::ram::{Extent, Ram};
 use crate::standard::{LOG_ALL, Standard};
 use crate::sync::lock;
 
@@ -101,8 +101,11 @@ pub(crate) struct SharedLog {
 
 impl SharedLog {
     /// An empty log that reaches to the end of RAM: 32 MiB for each TiB, once it has been looked through.
-    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
-        let bytes = ram.end().div_ceil(LOG_PAGE * 8).next_multiple_of(LOG_PAGE);
+    pub fn new(ram: &dyn Ram) -> Result<Self, Error> {
+        let bytes = Extent::of(ram)
+            .end()
+            .div_ceil(LOG_PAGE * 8)
+            .next_multiple_of(LOG_PAGE);
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let memfd = memfd_create(c"papr-intc-dirty-log", flags)
             .map_err(Error::os("making the dirty log"))?;
@@ -122,8 +125,9 @@ impl SharedLog {
     }
 
     /// Empties the log into `pages`. Bits of what is no RAM are dropped: the daemon set them.
-    fn take_into(&self, ram: &GuestRam, pages: &mut DirtyPages) {
-        for words in ram.log_words() {
+    fn take_into(&self, ram: &dyn Ram, pages: &mut DirtyPages) {
+        let extent = Extent::of(ram);
+        for words in extent.log_words() {
             for word in words {
                 let Ok(bits) = self.map.get_atomic_ref::<AtomicU64>(word as usize * 8) else {
                     continue;
@@ -133,7 +137,7 @@ impl SharedLog {
                     // Acquire pairs with the daemon's Release: what was written before a bit is seen by
                     // who copies the page now.
                     let taken = u64::from_le(bits.swap(0, Ordering::Acquire));
-                    pages.add_word(word, taken & ram.log_word_of_ram(word));
+                    pages.add_word(word, taken & extent.log_word(word));
                 }
             }
         }
@@ -179,7 +183,7 @@ impl Intc {
                 let mut log = lock(&core.log);
                 match &*log {
                     Some(log) => Arc::clone(log),
-                    None => Arc::clone(log.insert(Arc::new(SharedLog::new(&core.ram)?))),
+                    None => Arc::clone(log.insert(Arc::new(SharedLog::new(&*core.ram)?))),
                 }
             };
             let told = tell_session(core, topology, Some(&log));
@@ -204,20 +208,20 @@ impl Intc {
     }
 
     /// The pages written since the last call, by this process (everything that writes through
-    /// [`GuestRam::memory`]) and, while logging is on, by the daemon. They are copied after this, not before.
+    /// [`GuestRam::memory`](crate::GuestRam::memory)) and, while logging is on, by the daemon. They are copied after this, not before.
     ///
     /// Needs no daemon, and can be called at any time from any thread. It looks through all of both logs: some 0.15 ms for
     /// each GiB of RAM. The set is final only if it was taken while the machine was quiesced
     /// ([`quiesce`](Self::quiesce)) and no device of the VMM writes.
     ///
-    /// This clears the bitmaps of [`GuestRam::memory`]: a VMM that reads those itself loses to whoever comes
+    /// This clears the bitmaps of [`GuestRam::memory`](crate::GuestRam::memory): a VMM that reads those itself loses to whoever comes
     /// first.
     pub fn take_dirty(&self) -> DirtyPages {
         let core = self.core();
         let log = lock(&core.log).clone();
         let mut pages = core.ram.take_dirty();
         if let Some(log) = log {
-            log.take_into(&core.ram, &mut pages);
+            log.take_into(&*core.ram, &mut pages);
         }
         pages
     }
@@ -234,6 +238,7 @@ fn tell_session(core: &Core, topology: &Topology, log: Option<&SharedLog>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest_ram::GuestRam;
 
     #[test]
     fn pages_are_found_at_both_ends_of_a_word_and_come_in_order() {

@@ -56,6 +56,9 @@ pub enum Error {
     /// The wait took longer than the VMM allows ([`Absence`](crate::Absence)). As for `Cancelled`.
     #[error("the daemon is away for too long")]
     TimedOut,
+    /// A callback on the watch thread, which brings daemons back, made a call that may wait for one.
+    #[error("called on the thread that brings daemons back: it cannot wait for one")]
+    Watching,
     /// No daemon could be started any more; what the data plane can do goes on.
     #[error("no daemon could be started: {0}")]
     GaveUp(String),
@@ -75,6 +78,7 @@ impl Error {
             Self::ShutDown => Errno::ESHUTDOWN as i32,
             Self::GaveUp(_) => Errno::ENODEV as i32,
             Self::Cancelled => Errno::ECANCELED as i32,
+            Self::Watching => Errno::EDEADLK as i32,
             Self::TimedOut => Errno::ETIMEDOUT as i32,
         }
     }

@@ -7,7 +7,7 @@
 //! adds what the daemon has written.
 
 use std::io;
-use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -17,25 +17,13 @@ use vm_memory::{
     GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
-use crate::dirty_log::{DirtyPages, LOG_PAGE};
-use crate::error::Error;
+use crate::dirty_log::DirtyPages;
+use crate::ram::{Ram, Region};
 
 /// Guest memory with a dirty bitmap per region.
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 type GuestRegion = GuestRegionMmap<AtomicBitmap>;
-
-/// A region as SET_MEM_TABLE describes it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SharedRegion<'a> {
-    pub gpa: u64,
-    pub len: u64,
-    /// Where the VMM has it mapped: what vhost-user's ring addresses would mean.
-    pub user: u64,
-    /// Its start in `file`.
-    pub offset: u64,
-    pub file: &'a std::fs::File,
-}
 
 /// The guest's RAM.
 ///
@@ -137,48 +125,30 @@ impl GuestRam {
         }
         pages
     }
+}
 
-    /// The address after the last byte.
-    pub(crate) fn end(&self) -> u64 {
-        let ends = self.memory.iter().map(|r| r.start_addr().0 + r.len());
-        ends.max().unwrap_or(0)
+impl Ram for GuestRam {
+    #[inline]
+    fn write_u32_be(&self, gpa: u64, value: u32) -> bool {
+        self.write_u32_be(gpa, value)
     }
 
-    /// For each region, the words of 64 pages of the dirty log that it reaches into.
-    pub(crate) fn log_words(&self) -> impl Iterator<Item = RangeInclusive<u64>> + '_ {
-        let word = |gpa| gpa / LOG_PAGE / u64::from(u64::BITS);
-        self.memory
-            .iter()
-            .map(move |r| word(r.start_addr().0)..=word(r.last_addr().0))
+    fn take_dirty(&self) -> DirtyPages {
+        self.take_dirty()
     }
 
-    /// Which pages of this word of the dirty log are RAM.
-    pub(crate) fn log_word_of_ram(&self, word: u64) -> u64 {
-        let first = word * u64::from(u64::BITS);
-        let is_ram = |bit: &u32| {
-            let page = GuestAddress((first + u64::from(*bit)) * LOG_PAGE);
-            self.memory.address_in_range(page)
+    fn regions(&self) -> Vec<Region<'_>> {
+        let region = |region| {
+            let at: &GuestRegion = region;
+            Region {
+                gpa: at.start_addr().0,
+                len: at.len(),
+                user: at.as_ptr() as u64,
+                offset: at.file_offset().map_or(0, FileOffset::start),
+                file: at.file_offset().map(|file| file.file().as_fd()),
+            }
         };
-        let pages = (0..u64::BITS).filter(is_ram);
-        pages.fold(0, |bits, bit| bits | 1 << bit)
-    }
-
-    /// What SET_MEM_TABLE says; an error if a region has no file.
-    pub(crate) fn regions(&self) -> Result<Vec<SharedRegion<'_>>, Error> {
-        fn shared(region: &GuestRegion) -> Result<SharedRegion<'_>, Error> {
-            let at = region.start_addr().0;
-            let file = region.file_offset().ok_or_else(|| {
-                Error::Invalid(format!("the RAM at {at:#x} has no file to share it by"))
-            })?;
-            Ok(SharedRegion {
-                gpa: at,
-                len: region.len(),
-                user: region.as_ptr() as u64,
-                offset: file.start(),
-                file: file.file(),
-            })
-        }
-        self.memory.iter().map(shared).collect()
+        self.memory.iter().map(region).collect()
     }
 }
 
@@ -192,6 +162,7 @@ fn unit(bitmap: &AtomicBitmap) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ram;
 
     fn two_regions() -> GuestRam {
         GuestRam::new(&[(0, 0x10000), (0x100000, 0x10000)]).unwrap()
@@ -252,19 +223,16 @@ mod tests {
     #[test]
     fn the_memory_table_names_every_region_with_its_file() {
         let ram = two_regions();
-        let shape: Vec<_> = ram
-            .regions()
-            .unwrap()
-            .iter()
-            .map(|r| (r.gpa, r.len))
-            .collect();
+        let shared = ram::shared(&ram).unwrap();
+        let shape: Vec<_> = shared.iter().map(|(r, _)| (r.gpa, r.len)).collect();
         assert_eq!(shape, [(0, 0x10000), (0x100000, 0x10000)]);
     }
 
     #[test]
     fn ram_without_a_file_cannot_be_shared() {
         let memory = Memory::from_ranges(&[(GuestAddress(0x4000), 0x1000)]).unwrap();
-        let error = GuestRam::from_memory(memory).regions().unwrap_err();
+        let ram = GuestRam::from_memory(memory);
+        let error = ram::shared(&ram).unwrap_err();
         assert!(error.to_string().contains("0x4000"));
     }
 }

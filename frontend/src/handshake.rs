@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::wire::handshake::{
@@ -79,7 +80,7 @@ pub(crate) fn introduce(
     let hello = shake.hello(topology)?;
     shake.machine()?;
     if core.options.machine.ram_shared {
-        shake.standard().set_mem_table(&core.ram)?;
+        shake.standard().set_mem_table(&*core.ram)?;
     }
     if lock(&core.log).is_some() && features & LOG_ALL == 0 {
         return Err(Error::Unfit("it cannot log dirty pages".to_owned()));
@@ -129,7 +130,10 @@ pub(crate) fn establish(
         true => Executor::Daemon,
         false => topology.wanted,
     };
-    topology.adopted |= topology.shm.is_none() && introduced.held != 0;
+    if topology.shm.is_none() && introduced.held != 0 {
+        // Relaxed: nobody has this controller yet.
+        core.adopted.store(true, Ordering::Relaxed);
+    }
     topology.features = introduced.features;
     // As it is now: the introduction of an upgrade may be old. Before START, which is when it writes first.
     let log = lock(&core.log).clone();

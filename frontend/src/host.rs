@@ -2,16 +2,15 @@
 //! to the VMM.
 //!
 //! A kick is remembered while the transition runs and given to the VMM's callback after the thread
-//! has left its epoch, so that the callback may start transitions itself. Only when a transition
-//! kicks more vCPUs than fit in the small array (none does today) is the callback called inside.
+//! has left its epoch, so that the callback may start transitions itself.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use papr_intc_protocol::plane::Host;
 
-use crate::guest_ram::GuestRam;
+use crate::ram::Ram;
 
 /// Called with a server number: look again at the line of this vCPU.
 pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
@@ -25,7 +24,7 @@ struct Deferred {
 }
 
 impl Deferred {
-    /// Remembers a server, once; `false`: there is no room.
+    /// Remembers a server, once.
     #[inline]
     fn add(&self, server: u32) -> bool {
         let count = self.count.get();
@@ -33,7 +32,7 @@ impl Deferred {
             return true;
         }
         let Some(free) = self.servers.get(count) else {
-            return false;
+            return MORE.try_with(|more| more.borrow_mut().push(server)).is_ok();
         };
         free.set(server);
         self.count.set(count + 1);
@@ -48,13 +47,15 @@ thread_local! {
     static KICKS: Deferred = const {
         Deferred { count: Cell::new(0), servers: [const { Cell::new(0) }; DEFERRED] }
     };
+    /// Those that do not fit there.
+    static MORE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// The source whose resamplefds are due; a transition ends one source at most.
     static RESAMPLE: Cell<u32> = const { Cell::new(NOTHING) };
 }
 
 /// The front-end as an executor.
 pub struct FrontHost {
-    ram: Arc<GuestRam>,
+    ram: Arc<dyn Ram>,
     kick: Kick,
     /// Highest generation known dead, the same as the shared word DEAD_GENERATION; a copy of our own,
     /// so that nobody who scribbles over the pages makes us break the lock of a living daemon.
@@ -69,7 +70,7 @@ const LOOKS: u64 = 4096;
 
 impl FrontHost {
     pub(crate) fn new(
-        ram: Arc<GuestRam>,
+        ram: Arc<dyn Ram>,
         kick: Kick,
         dead: Arc<AtomicU64>,
         doubt: Arc<dyn Fn() + Send + Sync>,
@@ -111,7 +112,11 @@ impl FrontHost {
             (count, kicks.servers.each_ref().map(Cell::get))
         });
         let (count, servers) = taken.unwrap_or((0, [0; DEFERRED]));
-        for server in servers.iter().take(count) {
+        let more = match count {
+            DEFERRED => MORE.try_with(RefCell::take).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        for server in servers.iter().take(count).chain(&more) {
             (self.kick)(*server);
         }
     }
@@ -158,6 +163,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::guest_ram::GuestRam;
 
     fn host() -> (FrontHost, Arc<Mutex<Vec<u32>>>) {
         let kicked = Arc::new(Mutex::new(Vec::new()));
@@ -184,6 +190,8 @@ mod tests {
     fn no_kick_is_lost_when_there_are_too_many() {
         let (host, kicked) = host();
         (0..20).for_each(|s| host.kick(s));
+        assert!(kicked.lock().unwrap().is_empty());
+        host.deliver();
         host.deliver();
         let mut all = kicked.lock().unwrap().clone();
         all.sort_unstable();

@@ -17,14 +17,15 @@ use papr_intc_protocol::wire::source::{Claim, Free, Sync};
 use papr_intc_protocol::wire::vcpu::{VcpuConnect, VcpuDisconnect};
 use std::os::fd::AsFd;
 
-use crate::channel::Shut;
+use crate::change::OnThread;
+use crate::channel::{Shut, may_wait, never_wait_here};
 use crate::connection::Connection;
 use crate::core::{Core, Options, Topology, in_one_session};
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
 use crate::handshake::{channel_request, executor_code};
 use crate::host::Kick;
 use crate::process::Launcher;
+use crate::ram::Ram;
 use crate::shm::Shm;
 use crate::source::Source;
 use crate::supervisor;
@@ -74,7 +75,8 @@ impl Handle {
 impl Intc {
     /// Starts a daemon and shakes hands. `kick(server)` is called when the line of a vCPU may have
     /// changed: make its thread leave the guest or its halt and look at [`Vcpu::pending`]. It is called
-    /// on any thread, with no lock of this crate held that [`Vcpu::pending`] needs, and must not block.
+    /// on any thread, with no lock of this crate held, and must not block. On the watch thread calls that may
+    /// wait for a daemon return [`Error::Watching`].
     ///
     /// A daemon that somebody else started may have served a VMM that is dead by now
     /// (`--on-disconnect wait`): this one takes its guest over, see [`adopted`](Self::adopted).
@@ -84,18 +86,22 @@ impl Intc {
     pub fn start(
         options: Options,
         launcher: Launcher,
-        ram: Arc<GuestRam>,
+        ram: Arc<impl Ram + 'static>,
         kick: Kick,
     ) -> Result<Self, Error> {
+        let on_thread = options.on_thread.clone();
         let core = Arc::new(Core::new(options, ram, kick)?);
         let (supervisor, session) = supervisor::start(Arc::clone(&core), launcher)?;
-        let watch = spawn("papr-intc-watch", move || supervisor.run(session))?;
+        let watch = spawn("papr-intc-watch", &on_thread, move || {
+            never_wait_here();
+            supervisor.run(session);
+        })?;
         let handle = Arc::new(Handle {
             core: Arc::clone(&core),
             threads: Mutex::new(vec![watch]),
             quiescing: Mutex::new(()),
         });
-        let io = spawn("papr-intc-io", move || core.intake.run(&*core))?;
+        let io = spawn("papr-intc-io", &on_thread, move || core.intake.run(&*core))?;
         lock(&handle.threads).push(io);
         Ok(Self(handle))
     }
@@ -158,7 +164,7 @@ impl Intc {
             self.resume(None)?;
             Err(e)
         })?;
-        if self.executor() == executor {
+        if lock(&self.core().topology).executor == executor {
             return Ok(());
         }
         let what = "it asked for remote mode; the next one that does not will be obeyed";
@@ -167,13 +173,16 @@ impl Intc {
 
     /// Who runs the data plane at present.
     pub fn executor(&self) -> Executor {
-        lock(&self.core().topology).executor
+        match self.core().is_remote() {
+            true => Executor::Daemon,
+            false => Executor::FrontEnd,
+        }
     }
 
     /// The daemon held the memory of an earlier VMM when this one came: the guest goes on with its claims,
     /// routings and pending interrupts. Otherwise they are as after power-on.
     pub fn adopted(&self) -> bool {
-        lock(&self.core().topology).adopted
+        self.core().adopted.load(Ordering::Relaxed)
     }
 
     /// As [`Vcpu::set_cancelled`], for the calls of this handle and for triggers.
@@ -293,6 +302,7 @@ impl Intc {
     /// # Errors
     /// ETIMEDOUT after `deadline`; then everything goes on as before.
     pub fn quiesce(&self, deadline: Duration) -> Result<(), Error> {
+        may_wait()?;
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         let _one = lock(&self.0.quiescing);
         let depth = self.quiesce_depth();
@@ -307,7 +317,18 @@ impl Intc {
     /// mapped and remote mode change here, irqfds included. A daemon that has asked for remote mode keeps it;
     /// the wish is remembered for the next one.
     pub fn resume(&self, by: Option<Executor>) -> Result<(), Error> {
-        let _one = lock(&self.0.quiescing);
+        may_wait()?;
+        let resumed = {
+            let _one = lock(&self.0.quiescing);
+            self.resume_one(by)
+        };
+        // The VMM's callback may do anything: no lock is held.
+        self.core().kick_all();
+        resumed
+    }
+
+    /// The caller holds the lock of quiesces.
+    fn resume_one(&self, by: Option<Executor>) -> Result<(), Error> {
         let depth = match self.quiesce_depth() {
             0 => return Err(Error::Invalid("resume without quiesce".to_owned())),
             depth => depth - 1,
@@ -339,11 +360,10 @@ impl Intc {
             lock(&core.topology).wanted = wanted;
             self.hand_over(before)?;
         }
-        if self.executor() == Executor::FrontEnd {
+        if lock(&core.topology).executor == Executor::FrontEnd {
             core.intake.unpause()?;
             core.resample_all_due();
         }
-        core.kick_all();
         resumed
     }
 
@@ -389,6 +409,10 @@ impl Intc {
             // From here on a new daemon is started so. The gate is latched: nobody executes yet.
             topology.executor = to;
             core.set_remote(to == Executor::Daemon);
+            if to == Executor::Daemon {
+                // The watch thread sleeps until something happens: from now on it asks from time to time.
+                core.signals.doubt_any();
+            }
             if topology.irqfds_at != to {
                 self.move_irqfds(to)?;
                 topology.irqfds_at = to;
@@ -424,10 +448,19 @@ impl Intc {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+fn spawn(
+    name: &str,
+    on_thread: &OnThread,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    let on_thread = on_thread.clone();
     std::thread::Builder::new()
         .name(name.to_owned())
-        .spawn(body)
+        .spawn(move || {
+            on_thread.tell(true);
+            body();
+            on_thread.tell(false);
+        })
         .map_err(Error::os("starting a thread"))
 }
 

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::{self, ThreadId};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -58,6 +59,8 @@ pub(crate) struct Intake {
     table: Mutex<Table>,
     /// `Table::handling` changed.
     handled: Condvar,
+    /// Who is in [`Intake::run`].
+    thread: OnceLock<ThreadId>,
 }
 
 struct Table {
@@ -95,6 +98,7 @@ impl Intake {
                 handling: None,
             }),
             handled: Condvar::new(),
+            thread: OnceLock::new(),
         })
     }
 
@@ -123,8 +127,8 @@ impl Intake {
         Ok(table.reading)
     }
 
-    /// Forgets the irqfd of an input. When this returns, none of its counts is being served. `None`: it had
-    /// none; `Some(false)`: the daemon must be told. Not to be called by the thread itself.
+    /// Forgets the irqfd of an input. When this returns, none of its counts is being served, but by the caller
+    /// itself. `None`: it had none; `Some(false)`: the daemon must be told.
     pub fn remove_irqfd(&self, key: Key) -> Option<bool> {
         let mut table = lock(&self.table);
         let (token, irqfd) = table.irqfds.remove(&key)?;
@@ -133,7 +137,8 @@ impl Intake {
         if table.reading {
             self.unwatch(&irqfd.trigger);
         }
-        while table.handling == Some(key) {
+        let by_itself = self.thread.get() == Some(&thread::current().id());
+        while table.handling == Some(key) && !by_itself {
             table = wait(&self.handled, table);
         }
         Some(table.reading)
@@ -207,6 +212,7 @@ impl Intake {
     /// The thread.
     pub fn run(&self, sink: &dyn Sink) {
         let mut events = [EpollEvent::empty(); EVENTS];
+        let _ = self.thread.set(thread::current().id());
         while !self.stop.load(Ordering::Acquire) {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(n) => n,

@@ -6,6 +6,7 @@ use papr_intc_protocol::wire::source::{ClearIrqfds, IrqfdItem, irqfd_kind};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::channel::may_wait;
 use crate::core::{Topology, in_one_session};
 use crate::error::Error;
 use crate::event::Event;
@@ -65,6 +66,9 @@ impl Intc {
     fn add(&self, irqfd: Irqfd) -> Result<(), Error> {
         self.source(irqfd.lisn)?;
         let core = self.core();
+        if core.is_remote() {
+            may_wait()?;
+        }
         if core.intake.add_irqfd(irqfd.clone())? {
             return Ok(());
         }
@@ -89,6 +93,9 @@ impl Intc {
     /// until the guest has ended the interrupt.
     pub fn remove_level_irqfd(&self, lisn: u32, input: u32) -> Result<(), Error> {
         let core = self.core();
+        if core.is_remote() {
+            may_wait()?;
+        }
         match core.intake.remove_irqfd((lisn, input)) {
             None => Err(Error::Invalid(format!(
                 "LISN {lisn:#x} has no irqfd for input {input}"

@@ -16,7 +16,7 @@
 //! | `change` | what the VMM is told |
 //! | `core` | what all of these share, and the order of locks |
 //! | [`epoch`], `host` | what a transition needs of this process |
-//! | `shm`, `guest_ram` | memory: the controller's, the guest's |
+//! | `shm`, `ram`, `guest_ram` | memory: the controller's, the guest's |
 //! | `dirty_log` | pages written while the guest migrates |
 //! | `io_thread`, `irqfds`, `event` | irqfds and kicks |
 //! | `intc`, `vcpu`, `source` | the handles |
@@ -44,6 +44,7 @@ mod io_thread;
 mod irqfds;
 mod outage;
 mod process;
+mod ram;
 mod shm;
 mod signals;
 mod source;
@@ -56,7 +57,7 @@ mod vcpu;
 mod watch;
 
 pub use crate::core::{Absence, Options, WatchLimits};
-pub use change::{Change, OnChange, Reason};
+pub use change::{Change, OnChange, OnThread, Reason};
 pub use dirty_log::{DirtyPages, LOG_PAGE};
 pub use error::Error;
 pub use guest_ram::{GuestRam, Memory};
@@ -65,6 +66,12 @@ pub use intc::Intc;
 pub use papr_intc_protocol as protocol;
 pub use papr_intc_protocol::layout::header::Executor;
 pub use process::Launcher;
+pub use ram::{Ram, Region};
 pub use source::Source;
 pub use upgrade::Upgraded;
 pub use vcpu::{TimeBase, Vcpu};
+
+/// The Rust of the guide for VMM authors is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/integrating.md")]
+struct Integrating;

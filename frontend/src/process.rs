@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::Mode;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -103,7 +103,10 @@ impl Launcher {
             }
             Source::Connect { path } => {
                 let stream = UnixStream::connect(path).map_err(Error::os("connecting"))?;
-                Ok((Process::foreign(&stream), stream))
+                // Whoever answers is told apart from whoever made the socket.
+                setsockopt(&stream, sockopt::PassCred, &true)
+                    .map_err(Error::os("asking for credentials"))?;
+                Ok((Process::foreign(), stream))
             }
         }
     }
@@ -139,8 +142,8 @@ pub(crate) struct Ended {
 pub(crate) struct Process {
     child: Option<Child>,
     pid: u32,
-    /// None for a foreign daemon on a kernel that cannot tell (before 6.5): then the lock on the shared
-    /// memory is the only fence, and SET_SHM is refused until it is free.
+    /// None for a foreign daemon that has not [proved](Process::prove) which process it is: then the lock on
+    /// the shared memory is the only fence, and SET_SHM is refused until it is free.
     pidfd: Option<OwnedFd>,
 }
 
@@ -165,16 +168,25 @@ impl Process {
         }
     }
 
-    fn foreign(stream: &UnixStream) -> Self {
-        let pid = getsockopt(stream, sockopt::PeerCredentials).map_or(0, |c| c.pid());
-        let pid = pid.max(0) as u32;
-        let pidfd = getsockopt(stream, sockopt::PeerPidfd).ok();
+    /// Which process it is, is not known yet. The socket's own peer (SO_PEERCRED, SO_PEERPIDFD) is the process
+    /// that called listen(2): with socket activation that is a service manager, and nobody to be killed.
+    fn foreign() -> Self {
         Self {
             child: None,
-            pid,
-            // A daemon inside the VMM's own process (a test, a unikernel) cannot be fenced by killing it.
-            pidfd: pidfd.filter(|_| pid != std::process::id()),
+            pid: 0,
+            pidfd: None,
         }
+    }
+
+    /// A foreign daemon has said something: the kernel says that `sender` sent it.
+    pub fn prove(&mut self, sender: u32) {
+        // A daemon inside the VMM's own process (a test, a unikernel) cannot be fenced by killing it.
+        if self.child.is_some() || self.pid != 0 || sender == 0 || sender == std::process::id() {
+            return;
+        }
+        self.pid = sender;
+        let pid = Pid::from_raw(sender as i32);
+        self.pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     }
 
     /// Its pid, 0 if unknown.

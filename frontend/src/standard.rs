@@ -1,7 +1,7 @@
 //! The few standard vhost-user requests that this front-end sends (SPEC.md §1.9), in a handshake and
 //! while a daemon serves: what they look like, and what their answers mean.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use papr_intc_protocol::wire::{FEATURE_PAPR_MESSAGES, Wire, flag};
 use vhost::vhost_user::message::FrontendReq;
@@ -9,7 +9,7 @@ use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 
 use crate::connection::{Connection, GoOn};
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
+use crate::ram::{Ram, shared};
 
 /// Bit 32: every vhost-user device of today.
 pub(crate) const VIRTIO_F_VERSION_1: u64 = 1 << 32;
@@ -98,15 +98,15 @@ impl Standard<'_> {
     }
 
     /// SET_MEM_TABLE: when it returns, the daemon has mapped the guest's RAM.
-    pub fn set_mem_table(&self, ram: &GuestRam) -> Result<(), Error> {
-        let regions = ram.regions()?;
+    pub fn set_mem_table(&self, ram: &dyn Ram) -> Result<(), Error> {
+        let regions = shared(ram)?;
         let mut body = Vec::new();
         (regions.len() as u32).put(&mut body);
         0u32.put(&mut body);
-        for r in &regions {
+        for (r, _) in &regions {
             [r.gpa, r.len, r.user, r.offset].put(&mut body);
         }
-        let fds: Vec<_> = regions.iter().map(|r| r.file.as_fd()).collect();
+        let fds: Vec<_> = regions.iter().map(|(_, file)| *file).collect();
         self.set("SET_MEM_TABLE", FrontendReq::SET_MEM_TABLE, &body, &fds)
     }
 

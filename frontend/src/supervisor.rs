@@ -242,10 +242,12 @@ impl Supervisor {
         let begun = core.signals.waits_on(Some(&stream));
         let connection = Arc::new(Connection::new(stream));
         let limit = self.backoff.message_limit(core.options.watch.message);
-        let result = begun
+        let introduced = begun
             .and_then(|()| connection.set_tick(limit))
-            .and_then(|()| introduce(core, &connection))
-            .and_then(|introduced| self.establish(&connection, introduced));
+            .and_then(|()| introduce(core, &connection));
+        process.prove(connection.sender());
+        core.signals.pid.store(process.pid(), Ordering::Relaxed);
+        let result = introduced.and_then(|introduced| self.establish(&connection, introduced));
         // Only duplicating a descriptor can fail, and there is none.
         let _ = core.signals.waits_on(None);
         match result {

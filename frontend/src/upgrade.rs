@@ -14,6 +14,7 @@ use nix::poll::PollTimeout;
 use papr_intc_protocol::wire::handshake::Goodbye;
 
 use crate::change::{Change, Reason};
+use crate::channel::may_wait;
 use crate::connection::Connection;
 use crate::core::Core;
 use crate::error::Error;
@@ -51,6 +52,7 @@ impl Intc {
     /// Why the new daemon does not serve: one that does not fit is refused before the old one is touched;
     /// if it fails later, the old binary serves again.
     pub fn upgrade(&self, launcher: Launcher) -> Result<Upgraded, Error> {
+        may_wait()?;
         let (done, result) = std::sync::mpsc::channel();
         if !self.core().signals.order(Order::Upgrade { launcher, done }) {
             return Err(self.core().main.shut_error().unwrap_or(Error::ShutDown));

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
 
 use crate::control::descriptors::is_stream_socket;
 
@@ -42,4 +42,9 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
 /// The socket listens (SO_ACCEPTCONN); otherwise it is connected, or useless.
 pub fn is_listening(fd: &OwnedFd) -> io::Result<bool> {
     Ok(getsockopt(fd, sockopt::AcceptConn)?)
+}
+
+/// Whoever connects from now on sees this process as its peer (SO_PEERCRED), not the one that made the socket.
+pub fn listen_anew(fd: &OwnedFd) -> io::Result<()> {
+    Ok(listen(fd, Backlog::MAXCONN)?)
 }

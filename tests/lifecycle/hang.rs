@@ -133,6 +133,16 @@ fn a_guest_may_be_told_to_call_again_and_its_call_runs_once() {
 }
 
 #[test]
+fn a_daemon_that_was_mapped_before_is_asked_too() {
+    let bench = Bench::start_with(&How::mapped(IcMode::Xics), |options| {
+        options.watch.idle = Some(Duration::from_millis(20));
+    });
+    bench.intc.demote().unwrap();
+    bench.signal(Signal::SIGSTOP);
+    bench.await_restarts(1);
+}
+
+#[test]
 fn a_cancelled_call_goes_on_where_it_stopped() {
     for how in [How::mapped(IcMode::Xics), How::remote(IcMode::Xics)] {
         let bench = Bench::start_with(&how, |options| {

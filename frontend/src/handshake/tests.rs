@@ -235,7 +235,7 @@ const LOGGING: Behaviour = Behaviour {
 };
 
 fn start_logging(core: &Core) {
-    *lock(&core.log) = Some(Arc::new(SharedLog::new(&core.ram).unwrap()));
+    *lock(&core.log) = Some(Arc::new(SharedLog::new(&*core.ram).unwrap()));
 }
 
 #[test]
