@@ -47,7 +47,7 @@ fn hops(count: usize, cpus: [usize; 2], sides: &mut Sides) -> Vec<f64> {
         let joined = "a thread of the bench";
         (a.join().expect(joined), b.join().expect(joined))
     });
-    let took = |(sent, seen): (u64, u64)| seen.saturating_sub(sent) as f64 - clock_cost();
+    let took = |(sent, seen): (u64, u64)| (seen as f64 - sent as f64 - clock_cost()).max(1.0);
     let there = a.sent.into_iter().zip(b.seen);
     let back = b.sent.into_iter().zip(a.seen);
     there.chain(back).map(took).collect()

@@ -111,6 +111,7 @@ fn measure(asked: &Asked) -> Vec<Row> {
             .is_none_or(|only| group.contains(only))
     };
     let mut rows = Vec::new();
+    rig::cpus();
     restart::raise_limit();
     let resting = wanted("rest").then(|| rest::begin(asked.quick));
     table::heading();

@@ -20,37 +20,36 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
     if cpus() < 2 {
         return println!("two threads: skipped, there is one CPU");
     }
-    let rig = Rig::start(
+    let (xive, names) = (
         machine(IcMode::Xive, 1024, 2),
-        Executor::FrontEnd,
-        no_kick(),
+        ["next to each other", "4 MiB apart"],
     );
-    let rig = rig.expect("a machine");
+    let next = Rig::start(xive, Executor::FrontEnd, no_kick()).expect("a machine");
+    let far = Rig::start_apart(xive).expect("a machine");
     // A whole line's start; even numbers belong to vCPU 0, odd ones to vCPU 1.
-    let first = rig.first().next_multiple_of(LINE);
+    let first = next.first().next_multiple_of(LINE);
     let (apart, near) = ([first, first + 4 * LINE + 1], [first, first + 1]);
-    let both = |sources: [u32; 2], ours: bool| together(&rig, &sources, ours);
-    let alone = |ours: bool| together(&rig, &apart[..1], ours);
 
-    // At two threads; and what ours would take if it were slowed down as the limit is.
-    let as_limit = || both(apart, false) / alone(false) * alone(true);
-    let pairs = Pairs::take(budget, || both(apart, true), as_limit);
-    add(Row::new(
-        "two threads: slowed as the limit is, distinct ENDs",
-        pairs,
-        Sense::Min,
-        0.9,
-    ));
+    for (rig, queues) in [&next, &far].into_iter().zip(names) {
+        let alone = |ours: bool| together(rig, &apart[..1], ours);
+        // At two threads; and what ours would take if it were slowed down as the limit is.
+        let ours = || together(rig, &apart, true);
+        let limit = || together(rig, &apart, false) / alone(false) * alone(true);
+        let pairs = Pairs::take(budget, ours, limit);
+        let path = format!("two threads, queues {queues} / slowed as the limit");
+        add(Row::new(&path, pairs, Sense::Min, 0.9));
+    }
+    let both = |sources: [u32; 2], ours: bool| together(&far, &sources, ours);
     let pairs = Pairs::take(budget, || both(near, true), || both(near, false));
     add(Row::new(
-        "two threads: neighbouring source words / raw",
+        "two threads, source words in one line / raw",
         pairs,
         Sense::Max,
         2.0,
     ));
     let pairs = Pairs::take(budget, || both(near, true), || both(apart, true));
     add(Row::new(
-        "two threads: neighbouring source words / apart",
+        "two threads, source words in one line / apart",
         pairs,
         Sense::Max,
         2.0,

@@ -19,10 +19,16 @@ use papr_intc_frontend::{
     Executor, GuestRam, Intc, Kick, Launcher, Options, Source, Vcpu, WatchLimits,
 };
 
+use crate::cycle::{ACKNOWLEDGE, CPPR};
+
 /// The priority of everything.
 pub const PRIORITY: u8 = 5;
 /// Log2 of the bytes of a queue.
 const QUEUE: u8 = 12;
+/// From one queue to the next, as a rule.
+const NEXT: u64 = 1 << QUEUE;
+/// So far apart that the dirty bits of two queues are in lines of their own.
+const APART: u64 = 4 << 20;
 const LONG: Duration = Duration::from_secs(60);
 
 /// A machine that runs.
@@ -47,6 +53,11 @@ pub fn machine(ic_mode: IcMode, sources: u32, servers: u32) -> Machine {
 
 /// The state of a machine on which everything is routed and every vCPU is open.
 pub fn routed(machine: Machine) -> State {
+    routed_to(machine, NEXT)
+}
+
+/// The same, with queues so many bytes from each other.
+fn routed_to(machine: Machine, stride: u64) -> State {
     let (base, servers) = (machine.xics_base, machine.servers);
     let mut head = Head::new("bench", machine);
     head.cas_xive = machine.ic_mode == IcMode::Xive;
@@ -90,7 +101,7 @@ pub fn routed(machine: Machine) -> State {
             });
             state.xive.ends.push(End {
                 end: end_of(server),
-                address: u64::from(server) << QUEUE,
+                address: u64::from(server) * stride,
                 size: QUEUE,
                 always_notify: true,
                 generation: true,
@@ -135,7 +146,21 @@ pub fn patient() -> WatchLimits {
 impl Rig {
     /// Threads of the front-end and the daemon run where the caller runs.
     pub fn start(machine: Machine, executor: Executor, kick: Kick) -> Result<Self, String> {
-        let bytes = u64::from(machine.servers) << QUEUE;
+        Self::start_with(machine, executor, kick, NEXT)
+    }
+
+    /// With queues far from each other.
+    pub fn start_apart(machine: Machine) -> Result<Self, String> {
+        Self::start_with(machine, Executor::FrontEnd, no_kick(), APART)
+    }
+
+    fn start_with(
+        machine: Machine,
+        executor: Executor,
+        kick: Kick,
+        stride: u64,
+    ) -> Result<Self, String> {
+        let bytes = u64::from(machine.servers) * stride;
         let ram = GuestRam::new(&[(0, bytes)]).map_err(|e| e.to_string())?;
         let options = Options {
             executor,
@@ -146,7 +171,9 @@ impl Rig {
         let intc = started.map_err(|e| e.to_string())?;
         let vcpus = (0..machine.servers).map(|server| intc.connect_vcpu(server));
         let vcpus = vcpus.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-        let state = routed(machine).encode().map_err(|e| e.to_string())?;
+        let state = routed_to(machine, stride)
+            .encode()
+            .map_err(|e| e.to_string())?;
         intc.quiesce(LONG)
             .and_then(|()| intc.state_load(&state))
             .and_then(|()| intc.resume(None))
@@ -169,6 +196,10 @@ impl Rig {
         for lisn in self.first()..self.machine.sources {
             _ = self.source(lisn).trigger();
             _ = self.vcpus[0].esb_load(management(lisn) + 0xc00, 8);
+        }
+        for vcpu in &self.vcpus {
+            _ = vcpu.tima_load(ACKNOWLEDGE, 2);
+            _ = vcpu.tima_store(CPPR, 1, 0xff);
         }
     }
 
@@ -243,9 +274,17 @@ pub fn pin_task(id: i32, cpu: usize) {
     }
 }
 
+/// The calling thread, and what it starts from now on, runs anywhere.
+pub fn unpin() {
+    let mut all = CpuSet::new();
+    (0..cpus()).for_each(|cpu| _ = all.set(cpu));
+    let _ = sched_setaffinity(Pid::from_raw(0), &all);
+}
+
 /// How many CPUs there are.
 pub fn cpus() -> usize {
     static CPUS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    // Asked before anything is pinned: it counts where the caller may run.
     *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 

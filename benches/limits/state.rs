@@ -13,7 +13,7 @@ use papr_intc_frontend::protocol::state::model::State;
 use papr_intc_frontend::protocol::state::words::Words;
 use papr_intc_frontend::{GuestRam, Intc, Options};
 
-use crate::rig::{launcher, machine, no_kick, patient, pin, routed};
+use crate::rig::{launcher, machine, no_kick, patient, pin, routed, unpin};
 use crate::table::Row;
 use crate::timing::{Budget, Pairs, Sense, timed};
 
@@ -75,6 +75,7 @@ fn connect(storage: &PlainStorage, servers: u32) {
 
 /// From the stop of the source to the go of the destination: prints medians, and the longest.
 pub fn stand_still(quick: bool) {
+    unpin();
     println!(
         "\n{:<40}{:>10}{:>10}{:>14}{:>10}",
         "the guest stands still for a move", "median", "longest", "of it saving", "loading"
