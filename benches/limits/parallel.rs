@@ -1,7 +1,7 @@
 //! Two threads at once: interrupts of different vCPUs, from trigger to EOI. How much each is slowed down by the other
 //! beside how much the same bare atomics are; with source words in lines of their own, and in one line.
 
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use papr_intc_frontend::Executor;
 use papr_intc_frontend::protocol::layout::IcMode;
@@ -11,7 +11,7 @@ use crate::rig::{Rig, cpus, machine, no_kick, pin};
 use crate::table::Row;
 use crate::timing::{Budget, Pairs, Sense, timed};
 
-const BATCH: u32 = 500;
+const BATCH: u32 = 5000;
 /// Source words of one line of 64 bytes.
 const LINE: u32 = 8;
 
@@ -58,7 +58,8 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
 
 /// Nanoseconds of one interrupt, of as many threads as sources.
 fn together(rig: &Rig, sources: &[u32], ours: bool) -> f64 {
-    let barrier = Barrier::new(sources.len());
+    // Spun on: threads that sleep here would not start together.
+    let ready = AtomicUsize::new(0);
     let run = |cpu: usize, lisn: u32| {
         pin(cpu);
         let (vcpu, source) = (&rig.vcpus[cpu], rig.source(lisn));
@@ -74,7 +75,10 @@ fn together(rig: &Rig, sources: &[u32], ours: bool) -> f64 {
             }
         };
         (0..BATCH / 10).for_each(|_| once());
-        barrier.wait();
+        ready.fetch_add(1, Ordering::AcqRel);
+        while ready.load(Ordering::Acquire) < sources.len() {
+            std::thread::yield_now();
+        }
         timed(|| (0..BATCH).for_each(|_| once())) / f64::from(BATCH)
     };
     std::thread::scope(|scope| {

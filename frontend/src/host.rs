@@ -112,12 +112,18 @@ impl FrontHost {
             (count, kicks.servers.each_ref().map(Cell::get))
         });
         let (count, servers) = taken.unwrap_or((0, [0; DEFERRED]));
-        let more = match count {
-            DEFERRED => MORE.try_with(RefCell::take).unwrap_or_default(),
-            _ => Vec::new(),
-        };
-        for server in servers.iter().take(count).chain(&more) {
+        for server in servers.iter().take(count) {
             (self.kick)(*server);
+        }
+        if count == DEFERRED {
+            self.deliver_more();
+        }
+    }
+
+    #[cold]
+    fn deliver_more(&self) {
+        for server in MORE.try_with(RefCell::take).unwrap_or_default() {
+            (self.kick)(server);
         }
     }
 }
