@@ -15,6 +15,8 @@ use std::thread;
 use harness::Daemon;
 use harness::client::Client;
 use harness::guest::*;
+use nix::fcntl::OFlag;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use papr_intc_protocol::papr::codes::opcode;
 use papr_intc_protocol::wire::handshake::executor;
 use papr_intc_protocol::wire::machine::{Quiesce, Resume, StateAbort, StateRead};
@@ -207,6 +209,83 @@ fn a_damaged_state_is_refused_at_the_check_and_a_good_one_is_taken_after_it() {
         said.contains("cut at byte") && said.contains("checksum"),
         "{said}"
     );
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_read_or_written_costs_the_transfer_alone() {
+    let (daemon, vmm, guest) = machine_of(0x2000);
+    with_pending(&guest);
+    let path = OFlag::O_PATH;
+    let all = [
+        Epoll::new(EpollCreateFlags::empty()).unwrap().0,
+        OwnedFd::from(std::io::pipe().unwrap().0),
+        OwnedFd::from(File::open("/").unwrap()),
+        nix::fcntl::open("/", path, nix::sys::stat::Mode::empty()).unwrap(),
+    ];
+    for fd in all {
+        for direction in [Direction::SAVE, Direction::LOAD] {
+            let fd = fd.try_clone().unwrap();
+            let begun = vmm.set_device_state_fd(direction, Phase::STOPPED, fd);
+            assert!(begun.is_err() || vmm.check_device_state().is_err());
+        }
+    }
+    guest.main.ping();
+    resume(&guest);
+    takes_it(&guest);
+    drop((vmm, guest));
+    daemon.ends_well();
+}
+
+#[test]
+fn a_file_that_is_appended_to_keeps_what_it_has() {
+    let (_source, vmm, _guest) = machine_of(0x2000);
+    let state = save(&vmm);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"before").unwrap();
+    let append = File::options().append(true).open(file.path()).unwrap();
+    vmm.set_device_state_fd(Direction::SAVE, Phase::STOPPED, OwnedFd::from(append))
+        .unwrap();
+    vmm.check_device_state().unwrap();
+    let written = std::fs::read(file.path()).unwrap();
+    assert_eq!(written, [b"before".as_slice(), &state].concat());
+}
+
+#[test]
+fn a_state_that_comes_byte_by_byte_is_taken_and_others_are_served_meanwhile() {
+    let (_source, vmm, guest) = machine_of(0x2000);
+    with_pending(&guest);
+    let state = save(&vmm);
+    let (_there, vmm, guest) = machine_of(0x2000);
+    let (theirs, mut ours) = std::io::pipe().unwrap();
+    vmm.set_device_state_fd(Direction::LOAD, Phase::STOPPED, OwnedFd::from(theirs))
+        .unwrap();
+    for byte in &state {
+        ours.write_all(&[*byte]).unwrap();
+        guest.main.ping();
+    }
+    drop(ours);
+    vmm.check_device_state().unwrap();
+    resume(&guest);
+    takes_it(&guest);
+}
+
+#[test]
+fn a_daemon_that_dies_in_a_save_leaves_a_stream_that_nobody_takes() {
+    let (source, vmm, guest) = machine_of(0x1_2000);
+    for lisn in (LISN..LISN + 60_000).step_by(2) {
+        guest.claim_msi(lisn);
+    }
+    let (mut ours, theirs) = std::io::pipe().unwrap();
+    vmm.set_device_state_fd(Direction::SAVE, Phase::STOPPED, OwnedFd::from(theirs))
+        .unwrap();
+    let mut state = vec![0; 100];
+    ours.read_exact(&mut state).unwrap();
+    drop(source); // killed
+    ours.read_to_end(&mut state).unwrap();
+    vmm.check_device_state().unwrap_err();
+    let (_there, vmm, guest) = machine_of(0x1_2000);
+    load(&vmm, &state).unwrap_err();
+    resume(&guest);
 }
 
 #[test]

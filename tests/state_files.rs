@@ -248,6 +248,39 @@ fn a_state_is_checked_against_a_machine() {
 }
 
 #[test]
+fn a_check_of_heads_says_what_the_daemons_say_of_machines_with_more_controllers() {
+    let folder = Folder::new();
+    let machine = |ic_mode, compat| Machine::pseries(ic_mode, compat, 2);
+    let mut heads = Vec::new();
+    for (name, ic_mode) in [
+        ("xics", IcMode::Xics),
+        ("xive", IcMode::Xive),
+        ("dual", IcMode::Dual),
+    ] {
+        let head = Head::new("a test", machine(ic_mode, Compat::Papr1));
+        let mut state = State::reset(Head {
+            servers: vec![0, 1],
+            ..head
+        });
+        let (first, count, kind) = (0x1200, 4, Kind::Lsi);
+        state.claims.push(Claims { first, count, kind });
+        state.head.fixed = fixed(&state.claims);
+        folder.file(&format!("{name}.state"), &state.encode().unwrap());
+        folder.file(name, &state.head.encode().unwrap());
+        heads.push(name);
+    }
+    for from in &heads {
+        for to in &heads {
+            let taken = from == to || *to == "dual";
+            for from in [(*from).to_owned(), format!("{from}.state")] {
+                let said = folder.run(&["check", &from, "--against", to]);
+                assert_eq!(said.code, i32::from(!taken), "{from} to {to}: {}", said.err);
+            }
+        }
+    }
+}
+
+#[test]
 fn failures_have_their_codes_and_one_line() {
     let folder = Folder::new();
     let mut cut = busy().encode().unwrap();

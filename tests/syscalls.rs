@@ -19,6 +19,7 @@ mod walk;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -172,27 +173,30 @@ fn spawning_walk() {
     confined_walk([daemon(&[]), daemon(&[]), daemon(&[])], union(&starts));
 }
 
+/// Where the daemons of [`connecting_walk`] listen: a folder.
+const FOLDER: &str = "PAPR_INTC_TEST_FOLDER";
+
+fn sockets(folder: &Path) -> [PathBuf; 3] {
+    ["one", "next", "other"].map(|name| folder.join(name))
+}
+
 #[test]
 #[ignore = "run by the tests of lists, in a process of its own"]
 fn connecting_walk() {
-    let lists = Lists::read();
-    let place = tempfile::tempdir().unwrap();
-    let paths = ["one", "next", "other"].map(|name| place.path().join(name));
-    let service = union(&[lists.column("daemon"), lists.group("spawn")]);
-    let _services = paths.each_ref().map(|path| {
-        let calls = service.clone();
-        Service::start(path, move || confine(&calls))
-    });
+    let folder = std::env::var_os(FOLDER).expect("started by a test of lists");
     let lists = Lists::without("spawn");
     let starts = ["caller", "watch", "io"].map(|column| lists.column(column));
-    let starts = union(&starts);
-    confined_walk(paths.map(Launcher::connect), starts);
+    confined_walk(
+        sockets(folder.as_ref()).map(Launcher::connect),
+        union(&starts),
+    );
 }
 
 /// In a process of its own: a call that is not listed ends it.
-fn passes(walk: &str) {
+fn passes(walk: &str, folder: &Path) {
     let ended = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", walk])
+        .env(FOLDER, folder)
         .output()
         .unwrap();
     let (out, err) = (ended.stdout, ended.stderr);
@@ -206,10 +210,17 @@ fn passes(walk: &str) {
 
 #[test]
 fn every_thread_lives_on_its_list_when_the_library_spawns_daemons() {
-    passes("spawning_walk");
+    passes("spawning_walk", Path::new(""));
 }
 
 #[test]
 fn every_thread_lives_on_its_list_when_somebody_else_starts_daemons() {
-    passes("connecting_walk");
+    let place = tempfile::tempdir().unwrap();
+    let lists = Lists::read();
+    let calls = union(&[lists.column("daemon"), lists.group("spawn")]);
+    let _services = sockets(place.path()).map(|path| {
+        let calls = calls.clone();
+        Service::start(&path, move || confine(&calls))
+    });
+    passes("connecting_walk", place.path());
 }

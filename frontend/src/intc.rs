@@ -322,8 +322,10 @@ impl Intc {
             let _one = lock(&self.0.quiescing);
             self.resume_one(by)
         };
-        // The VMM's callback may do anything: no lock is held.
-        self.core().kick_all();
+        // The VMM's callback may do anything: no lock is held, and its calls do not wait for another resume.
+        if self.quiesce_depth() == 0 {
+            self.core().kick_all();
+        }
         resumed
     }
 

@@ -24,9 +24,42 @@ use papr_intc_protocol::wire::machine::{
 use crate::error::Error;
 use crate::intc::Intc;
 
+/// So often a transfer may be cut, each time by a daemon that dies.
+const MOST_CUTS: u32 = 100;
+
 /// The daemon has none of the pieces of before: its predecessor had them.
 fn is_cut<T>(done: &Result<T, Error>) -> bool {
     matches!(done, Err(Error::Refused { errno, .. }) if *errno == Errno::ENODATA as i32)
+}
+
+/// Does it again with the next daemon; not for ever, for the state may be what kills them.
+fn repeated<T>(mut go: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for _ in 0..MOST_CUTS {
+        let done = go();
+        if !is_cut(&done) {
+            return done;
+        }
+    }
+    go()
+}
+
+/// What `read` gives at each offset, joined. A daemon that never comes to an end costs no more than a stream.
+fn pieces(mut read: impl FnMut(u64) -> Result<StateBytes, Error>) -> Result<Vec<u8>, Error> {
+    let mut state = Vec::new();
+    loop {
+        let StateBytes { total, bytes } = read(state.len() as u64)?;
+        state.extend_from_slice(&bytes.0);
+        if state.len() as u64 == total {
+            return Ok(state);
+        }
+        let more = state.len() as u64 > total;
+        if more || bytes.0.is_empty() || total > MAX_STREAM as u64 {
+            return Err(Error::Malformed {
+                request: "STATE_READ",
+                what: format!("{} bytes at {} of {total}", bytes.0.len(), state.len()),
+            });
+        }
+    }
 }
 
 impl Intc {
@@ -61,33 +94,17 @@ impl Intc {
     /// # Errors
     /// EBUSY: not quiesced. EUCLEAN: the pages hold what no guest can have caused.
     pub fn state_save(&self) -> Result<Vec<u8>, Error> {
-        loop {
-            let saved = self.read_all();
-            if !is_cut(&saved) {
-                return saved;
-            }
-        }
+        repeated(|| self.read_all())
     }
 
     fn read_all(&self) -> Result<Vec<u8>, Error> {
-        let mut state = Vec::new();
-        loop {
-            let StateBytes { total, bytes } = self.ask(&StateRead {
-                offset: state.len() as u64,
+        pieces(|offset| {
+            self.ask(&StateRead {
+                offset,
                 length: MAX_STATE_BYTES,
                 zero: 0,
-            })?;
-            state.extend_from_slice(&bytes.0);
-            if state.len() as u64 == total {
-                return Ok(state);
-            }
-            if bytes.0.is_empty() || total > MAX_STREAM as u64 {
-                return Err(Error::Malformed {
-                    request: "STATE_READ",
-                    what: format!("{} bytes at {} of {total}", bytes.0.len(), state.len()),
-                });
-            }
-        }
+            })
+        })
     }
 
     /// All of `state` takes effect on this machine, or nothing: which is quiesced, has its vCPUs, has claimed
@@ -97,12 +114,7 @@ impl Intc {
     /// EBUSY: not quiesced. ENOTSUP: not for this machine, see [`state_check`](Self::state_check). EUCLEAN:
     /// damaged.
     pub fn state_load(&self, state: &[u8]) -> Result<(), Error> {
-        loop {
-            let loaded = self.write_all(state);
-            if !is_cut(&loaded) {
-                return loaded;
-            }
-        }
+        repeated(|| self.write_all(state))
     }
 
     fn write_all(&self, state: &[u8]) -> Result<(), Error> {
@@ -124,5 +136,53 @@ impl Intc {
     /// Either stays quiesced.
     pub fn state_abort(&self) -> Result<(), Error> {
         self.ask(&StateAbort {})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_that_is_cut_is_repeated_and_not_for_ever() {
+        let cut = || Error::Refused {
+            request: "STATE_LOAD",
+            errno: Errno::ENODATA as i32,
+            text: String::new(),
+        };
+        let mut left = 20;
+        let done = repeated(|| {
+            left -= 1;
+            if left > 0 { Err(cut()) } else { Ok(7) }
+        });
+        assert_eq!(done.unwrap(), 7);
+        let mut asked = 0;
+        let never: Result<(), Error> = repeated(|| {
+            asked += 1;
+            assert!(asked < 1000, "for ever");
+            Err(cut())
+        });
+        assert!(is_cut(&never));
+    }
+
+    #[test]
+    fn pieces_join_and_a_daemon_that_sends_more_than_it_said_is_refused() {
+        let all: Vec<u8> = (0..100).collect();
+        let honest = pieces(|offset| {
+            let rest = &all[offset as usize..];
+            let bytes = Rest(rest[..rest.len().min(33)].to_vec());
+            Ok(StateBytes { total: 100, bytes })
+        });
+        assert_eq!(honest.unwrap(), all);
+        for (total, sent) in [(1, 2), (50, 33), (100, 0), (u64::MAX, 1)] {
+            let mut asked = 0;
+            let refused = pieces(|_| {
+                asked += 1;
+                assert!(asked < 10, "asked again and again");
+                let bytes = Rest(vec![0; sent]);
+                Ok(StateBytes { total, bytes })
+            });
+            assert!(refused.is_err(), "{total} {sent}");
+        }
     }
 }

@@ -119,26 +119,12 @@ impl<M: QueueMemory> Core<M> {
         caps::accept_claims(&head.fixed, &here)
     }
 
-    /// Our claims without the IPIs, which belong to the machine and are what XIVE brings.
+    /// Our claims without the IPIs.
     fn own_claims(
         &self,
         words: &StateWords<'_, Arc<OwnedStorage>>,
     ) -> impl Iterator<Item = Run> + use<M> {
-        let ipis = self
-            .machine()
-            .ic_mode
-            .has_xive()
-            .then_some(self.machine().servers);
-        let without = move |run: Run| {
-            let above = run.first.max(ipis.unwrap_or(0));
-            let end = run.first + run.count;
-            (above < end).then(|| Run {
-                first: above,
-                count: end - above,
-                ..run
-            })
-        };
-        words.claims().into_iter().filter_map(without)
+        caps::of_devices(self.machine(), words.claims())
     }
 
     /// An incoming state as it is on this machine, which may have more controllers.

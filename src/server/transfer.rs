@@ -14,7 +14,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use papr_intc_protocol::state::stream::MAX_STREAM;
 use papr_intc_protocol::wire::handshake::state;
 
-use super::event_loop::{EventLoop, ServerError, os};
+use super::event_loop::{EventLoop, ServerError};
 use super::held::Requester;
 use super::socket::RawMessage;
 use super::standard::{Served, StateChannel, StateRequest, state_request};
@@ -59,7 +59,7 @@ impl Transfer {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
                 Err(e) => {
-                    self.failed = Some(e.to_string());
+                    self.failed = Some(format!("the channel: {e}"));
                     return true;
                 }
                 Ok(_) if self.bytes.len() > MAX_STREAM => {
@@ -133,7 +133,7 @@ impl EventLoop {
                 bytes,
                 sent: 0,
                 failed: None,
-            })?;
+            });
         }
         match served.reply {
             Some(reply) => self.send_main(&reply),
@@ -155,30 +155,38 @@ impl EventLoop {
         Ok(self.standard.serve_state(message, verdict)?)
     }
 
-    fn begin_transfer(&mut self, mut transfer: Transfer) -> Result<(), ServerError> {
+    /// A descriptor that cannot be watched costs the transfer: CHECK_DEVICE_STATE says so.
+    fn begin_transfer(&mut self, mut transfer: Transfer) {
         if let Some(file) = &transfer.file {
-            fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(os("the state's channel"))?;
-            let wanted = match transfer.loads {
-                true => EpollFlags::EPOLLIN,
-                false => EpollFlags::EPOLLOUT,
-            };
-            let event = || EpollEvent::new(wanted, Token::Transfer.to_data());
-            match self
-                .epoll
-                .add(file, event())
-                .and_then(|()| self.urgent.add(file, event()))
-            {
+            match self.watch_transfer(file, transfer.loads) {
                 Ok(()) => {}
                 // A file: it is always ready, and done at once.
                 Err(Errno::EPERM) => {
                     transfer.go_on();
                     transfer.file = None;
                 }
-                Err(e) => return Err(os("watching the state's channel")(e)),
+                Err(e) => {
+                    transfer.failed = Some(format!("watching the channel: {e}"));
+                    transfer.file = None;
+                }
             }
         }
         self.transfer = Some(transfer);
-        Ok(())
+    }
+
+    fn watch_transfer(&self, file: &File, loads: bool) -> Result<(), Errno> {
+        let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+        fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let wanted = match loads {
+            true => EpollFlags::EPOLLIN,
+            false => EpollFlags::EPOLLOUT,
+        };
+        let event = || EpollEvent::new(wanted, Token::Transfer.to_data());
+        self.epoll.add(file, event())?;
+        self.urgent.add(file, event()).inspect_err(|_| {
+            // It has just been added.
+            let _ = self.epoll.delete(file);
+        })
     }
 
     /// The channel has room, or bytes.

@@ -10,6 +10,7 @@
 mod bench;
 mod damage;
 mod guest;
+mod hostile;
 mod interrupted;
 mod pending;
 mod refusals;

@@ -279,6 +279,42 @@ fn a_machine_with_more_controllers_takes_the_state_of_one_with_fewer() {
 }
 
 #[test]
+fn a_xive_guest_goes_on_where_there_are_both_controllers() {
+    let source = Bench::start(&How::mapped(IcMode::Xive));
+    source.claim(MSI, false);
+    source.claim(LSI, true);
+    choose_xive(&source);
+    route(&source, MSI, 0, 0x11);
+    source.trigger(MSI);
+    source.wait_for_line(0, true);
+    let there = destination(&source, &How::mapped(IcMode::Dual));
+    let head = source.intc.state_header().unwrap();
+    there.intc.state_check(&head).unwrap();
+    source.intc.quiesce(LONG).unwrap();
+    there
+        .intc
+        .state_load(&source.intc.state_save().unwrap())
+        .unwrap();
+    there.intc.resume(None).unwrap();
+    there.wait_for_line(0, true);
+    assert_eq!(acknowledge(&there, 0), Some(5));
+    assert_eq!(entries(&there, 0), [0x11]);
+    // Its other controller has the same sources, for the next CAS.
+    there.vcpus[0].cas(&[0u8; 26]).unwrap();
+    for lisn in [MSI, LSI] {
+        let set = [lisn, 0, 5];
+        assert_eq!(
+            there.vcpus[0].rtas(RtasCall::SetXive, &set, 1).unwrap(),
+            [0]
+        );
+    }
+    there.open(0);
+    there.intc.source(LSI).unwrap().set_level(true).unwrap();
+    there.wait_for_line(0, true);
+    assert_eq!(there.accept(0), LSI);
+}
+
+#[test]
 fn back_and_forth_between_mapped_and_remote_machines() {
     let mut here = xics(&How::mapped(IcMode::Xics));
     here.open(0);

@@ -46,7 +46,11 @@ fn keep(shared: &Shared, path: &PathBuf) {
         let daemon = daemon
             .args(["--log-level", "info", "--socket-path"])
             .arg(path);
-        let mut daemon = daemon.stdin(Stdio::null()).spawn().unwrap();
+        let mut daemon = daemon
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         shared
             .pid
             .store(daemon.id().cast_signed(), Ordering::Relaxed);

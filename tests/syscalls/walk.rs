@@ -34,6 +34,8 @@ const XIVE_IRQFD: u32 = FIRST + 17;
 const QUEUE: u64 = 0x10_0000;
 const PRIORITY: u64 = 6;
 
+/// Interrupts of each source in a load.
+const ROUNDS: usize = 20;
 /// Interrupts of [`Walk::alone`].
 pub const ALONE: usize = 1000;
 
@@ -203,7 +205,7 @@ impl Walk<'_> {
     /// XICS, then XIVE, then back by a reset.
     fn load(&self, phase: &str) {
         (self.phase)(phase);
-        for _ in 0..200 {
+        for _ in 0..ROUNDS {
             for lisn in [XICS_MSI, IRQFD, LSI] {
                 self.send(lisn);
                 self.on(&self.vcpu, move |bench| {
@@ -233,7 +235,7 @@ impl Walk<'_> {
             bench.vcpus[0].tima_store(0x2_0011, 1, 0xff).unwrap();
         });
         (self.phase)(phase);
-        for _ in 0..200 {
+        for _ in 0..ROUNDS {
             for lisn in [XIVE_MSI, XIVE_IRQFD] {
                 self.send(lisn);
                 self.on(&self.vcpu, move |bench| {

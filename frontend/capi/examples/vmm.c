@@ -8,6 +8,7 @@
 #define _GNU_SOURCE /* memfd_create */
 #include <inttypes.h>
 #include <papr_intc.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@ enum { H_EOI = 0x64, H_CPPR = 0x68, H_XIRR = 0x74, H_INT_SET_SOURCE_CONFIG = 0x3
 
 static unsigned char *ram; /* the guest's, big-endian */
 static unsigned taken;     /* entries of the event queue */
+static sem_t back;         /* daemons that serve again */
 
 /* Ends the program if a call failed. */
 static int must(int result, const char *what)
@@ -35,6 +37,13 @@ static int must(int result, const char *what)
 static void kick(void *opaque, uint32_t server)
 {
     (void)opaque, (void)server;
+}
+
+static void changed(void *opaque, const papr_intc_change *change)
+{
+    (void)opaque;
+    if (change->what == PAPR_INTC_BACK)
+        sem_post(&back);
 }
 
 /* A real VMM marks the page dirty as well. */
@@ -128,9 +137,11 @@ int main(int argc, char **argv)
     papr_intc_machine machine = {.size = sizeof(machine), .ic_mode = PAPR_INTC_IC_DUAL, .servers = 1};
     papr_intc_options options = {
         .size = sizeof(options), .machine = &machine, .regions = &region, .region_count = 1, .daemon = argv[1]};
-    papr_intc_callbacks callbacks = {.size = sizeof(callbacks), .kick = kick, .write_u32 = write_u32};
+    papr_intc_callbacks callbacks = {
+        .size = sizeof(callbacks), .kick = kick, .write_u32 = write_u32, .changed = changed};
     papr_intc *intc;
     papr_intc_vcpu *vcpu;
+    sem_init(&back, 0, 0);
     must(papr_intc_log(STDERR_FILENO, "error"), "logging");
     must(papr_intc_start(&options, &callbacks, &intc), "starting");
     must(papr_intc_connect_vcpu(intc, 0, &vcpu), "connecting the vCPU");
@@ -142,6 +153,7 @@ int main(int argc, char **argv)
     printf("%d of 1000 interrupts after kill -9\n", exchange(intc, vcpu, xive, 1000));
     /* This one needs a daemon, and waits for the next. */
     must(papr_intc_claim(intc, LISN + 1, 1, PAPR_INTC_CLAIM_MSI), "claiming another source");
+    sem_wait(&back);
     printf("%d of 1000 interrupts after %" PRIu64 " restart\n", exchange(intc, vcpu, xive, 1000), papr_intc_restarts(intc));
     must(papr_intc_disconnect_vcpu(vcpu), "disconnecting the vCPU");
     papr_intc_free(intc);

@@ -298,7 +298,8 @@ typedef struct {
     void *opaque;
     /**
      * The line of the vCPU may have changed: make its thread leave the guest or its halt, and look at
-     * papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
+     * papr_intc_pending. Must not block (loads, stores and hypercalls wait while the machine is quiesced, here too).
+     * May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
      * Threads: watch, io, any that is inside a function of this header.
      */
     void (*kick)(void *opaque, uint32_t server);
@@ -422,7 +423,7 @@ int papr_intc_vcpu_kick_fd(const papr_intc_vcpu *vcpu,
 int papr_intc_vcpu_set_cancelled(const papr_intc_vcpu *vcpu, int cancelled);
 
 /**
- * A hypercall: opcode is r3; args[9] are r4 to r12, changed as the call says; *ret is the new r3. The VMM has
+ * A hypercall: opcode is r3; args are nine, r4 to r12, and are changed as the call says; *ret is the new r3. The VMM has
  * checked that the guest was not in problem state. Returns 1: done; 0: this opcode is no interrupt call, nothing
  * was changed.
  */

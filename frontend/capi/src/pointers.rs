@@ -61,10 +61,10 @@ pub unsafe fn array<'a, T>(at: *const T, count: usize, name: &str) -> Result<&'a
     Ok(unsafe { std::slice::from_raw_parts(at, count) })
 }
 
-/// As [`array`], to be written.
+/// As [`array()`], to be written.
 ///
 /// # Safety
-/// As for [`array`], and nobody else uses it meanwhile.
+/// As for [`array()`], and nobody else uses it meanwhile.
 pub unsafe fn array_mut<'a, T>(at: *mut T, count: usize, name: &str) -> Result<&'a mut [T], Fail> {
     if count == 0 {
         return Ok(&mut []);

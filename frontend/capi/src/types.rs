@@ -220,7 +220,8 @@ pub struct Callbacks {
     /// Given to each of them.
     pub opaque: *mut c_void,
     /// The line of the vCPU may have changed: make its thread leave the guest or its halt, and look at
-    /// papr_intc_pending. Must not block. May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
+    /// papr_intc_pending. Must not block (loads, stores and hypercalls wait while the machine is quiesced, here too).
+    /// May be NULL if every vCPU has an eventfd (papr_intc_vcpu_kick_fd).
     /// Threads: watch, io, any that is inside a function of this header.
     pub kick: Option<extern "C" fn(opaque: *mut c_void, server: u32)>,
     /// Store value big-endian, in one access, at the guest physical address gpa (a multiple of 4), mark its page

@@ -97,7 +97,7 @@ pub extern "C" fn papr_intc_vcpu_set_cancelled(vcpu: Option<&Vcpu>, cancelled: c
     })
 }
 
-/// A hypercall: opcode is r3; args[9] are r4 to r12, changed as the call says; *ret is the new r3. The VMM has
+/// A hypercall: opcode is r3; args are nine, r4 to r12, and are changed as the call says; *ret is the new r3. The VMM has
 /// checked that the guest was not in problem state. Returns 1: done; 0: this opcode is no interrupt call, nothing
 /// was changed.
 #[unsafe(no_mangle)]

@@ -259,6 +259,23 @@ pub fn accept(head: &Head, machine: &Machine, servers: &[u32]) -> Result<(), Mis
     missing.map_or(Ok(()), |server| Err(Mismatch::NoServer(*server)))
 }
 
+/// Claims without the IPIs, which belong to the machine and are what XIVE brings.
+pub fn of_devices(machine: &Machine, claims: Vec<Claims>) -> impl Iterator<Item = Claims> + use<> {
+    let ipis = match machine.ic_mode.has_xive() {
+        true => machine.servers,
+        false => 0,
+    };
+    claims.into_iter().filter_map(move |run| {
+        let (first, end) = (run.first.max(ipis), run.first + run.count);
+        let count = end.checked_sub(first).filter(|count| *count > 0)?;
+        Some(Claims {
+            first,
+            count,
+            ..run
+        })
+    })
+}
+
 /// Every number that is claimed here, for a device, must be claimed in the state, and be of the same kind. Other
 /// claims come with it.
 pub fn accept_claims(there: &[Claims], here: &[Claims]) -> Result<(), Mismatch> {

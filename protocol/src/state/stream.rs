@@ -9,7 +9,7 @@ use super::columns::{
     self, CapabilityMessage, ClaimsMessage, Columns, EndMessage, HeadMessage, MachineMessage,
 };
 use super::model::*;
-use super::validate::Invalid;
+use super::validate::{self, Invalid};
 use crate::layout::Machine;
 use crate::layout::header::Mode;
 
@@ -29,6 +29,8 @@ pub const MAX_STREAM: usize = 128 << 20;
 pub const MAX_SECTION: usize = 1 << 20;
 /// A head is no longer: it fits one message.
 pub const MAX_HEAD: usize = 60_000;
+/// Names of compat levels and capabilities are no longer: they are in refusals.
+pub const MAX_NAME: usize = 64;
 
 const HEAD: &str = "head";
 const END: &str = "end";
@@ -221,6 +223,23 @@ fn name_of(field: &[u8]) -> Option<&str> {
     clean.then(|| std::str::from_utf8(name).ok()).flatten()
 }
 
+fn bad_head(what: String) -> StreamError {
+    let section = HEAD;
+    StreamError::Payload { section, what }
+}
+
+/// Unknown ones are shown to people.
+fn check_name(item: &str, name: &str) -> Result<(), StreamError> {
+    let printable = name.bytes().all(|b| b.is_ascii_graphic());
+    if printable && (1..=MAX_NAME).contains(&name.len()) {
+        return Ok(());
+    }
+    let (start, length): (String, _) = (name.chars().take(20).collect(), name.len());
+    Err(bad_head(format!(
+        "{item} {start:?} of {length} bytes is not 1 to {MAX_NAME} printable characters"
+    )))
+}
+
 impl Head {
     fn to_message(&self) -> Result<HeadMessage, Mismatch> {
         let m = &self.machine;
@@ -254,13 +273,15 @@ impl Head {
     }
 
     fn from_message(message: HeadMessage) -> Result<Self, StreamError> {
-        let bad = |what: String| StreamError::Payload {
-            section: HEAD,
-            what,
-        };
+        let bad = bad_head;
         if message.format != FORMAT {
             let found = message.format;
             return Err(StreamError::Format { found });
+        }
+        validate::producer(&message.producer)?;
+        check_name("compat level", &message.compat)?;
+        for c in &message.capabilities {
+            check_name("capability", &c.name)?;
         }
         let compat = level_of(&message.compat)
             .ok_or_else(|| Mismatch::UnknownLevel(message.compat.clone()))?;
@@ -325,6 +346,7 @@ impl Head {
     /// # Errors
     /// A capability that the machine's compat level cannot carry.
     pub fn encode(&self) -> Result<Vec<u8>, StreamError> {
+        validate::producer(&self.producer)?;
         let message = self.to_message()?;
         let mut out = MAGIC.to_vec();
         section(&mut out, HEAD, |out| columns::encode(&message, out));
@@ -345,6 +367,9 @@ impl Head {
         if first.name != HEAD {
             let (section, what) = (first.name.to_owned(), "the head comes first".to_owned());
             return Err(StreamError::Section { section, what });
+        }
+        if sections.position() > MAX_HEAD {
+            return Err(StreamError::TooLong(sections.position()));
         }
         let message = prost::Message::decode(first.payload).map_err(|e| StreamError::Payload {
             section: HEAD,

@@ -31,6 +31,20 @@ macro_rules! must {
     };
 }
 
+/// The name of the build that wrote a state is no longer.
+pub const MAX_PRODUCER: usize = 256;
+
+/// It is shown and logged.
+pub(super) fn producer(name: &str) -> Result<(), Invalid> {
+    let length = name.len();
+    must!(
+        length <= MAX_PRODUCER && !name.contains(char::is_control),
+        "producer",
+        "{length} bytes, which are not at most {MAX_PRODUCER} without control characters"
+    );
+    Ok(())
+}
+
 /// Numbers rise.
 fn ascending(name: &str, numbers: impl Iterator<Item = u32>) -> Result<(), Invalid> {
     let mut last = None;
@@ -122,6 +136,7 @@ impl<'a> Checker<'a> {
 
     fn head(&self) -> Result<(), Invalid> {
         let head = self.head;
+        producer(&head.producer)?;
         let ic_mode = head.machine.ic_mode;
         let has = match head.active {
             Mode::Xics => ic_mode.has_xics(),
@@ -190,7 +205,9 @@ impl<'a> Checker<'a> {
                 let ipis = machine.ic_mode.has_xive()
                     && (run.first, run.count, run.kind) == (0, machine.servers, Kind::Edge);
                 // The IPIs may touch the next run, if the servers reach the base.
-                let joined = machine.servers == machine.xics_base
+                let joined = machine.ic_mode.has_xive()
+                    && machine.servers == machine.xics_base
+                    && run.count >= machine.servers
                     && (run.first, run.kind) == (0, Kind::Edge);
                 must!(
                     ipis || joined,

@@ -110,6 +110,7 @@ static void classes_known(void)
 {
     static struct notifier complete = {.notify = machine_known};
     classes_install();
+    machine_begins();
     qemu.qemu_add_machine_init_done_notifier(&complete);
 }
 

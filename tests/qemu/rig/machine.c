@@ -96,10 +96,12 @@ static void start(void)
     rig.intc = intc;
 }
 
-/* After all devices have been reset: they have released their numbers and lowered their levels. */
+/* No vCPU runs. Devices are reset after this: they release numbers, and lower their levels. */
 static void reset(void *opaque)
 {
     (void)opaque;
+    if (!rig.intc)
+        return;
     if (papr_intc_machine_reset(rig.intc, 0) < 0)
         fail("machine reset: %s", papr_intc_last_error());
     shadow_note("reset");
@@ -118,6 +120,11 @@ static void end(struct notifier *notifier, void *data)
         rig.hcalls, rig.loads, rig.stores, rig.events, rig.queue_writes, restarts, rig.differences);
 }
 
+void machine_begins(void)
+{
+    qemu.qemu_register_reset(reset, NULL);
+}
+
 void machine_complete(void)
 {
     static struct notifier ending = {.notify = end};
@@ -133,7 +140,6 @@ void machine_complete(void)
     for (uint32_t server = 0; server <= rig.last_server; server++)
         if (rig.vcpus[server])
             vcpu_connect(rig.vcpus[server]);
-    qemu.qemu_register_reset(reset, NULL);
     qemu.qemu_add_exit_notifier(&ending);
     control_install();
     say("papr-intc %s serves %u servers, daemon %d", papr_intc_version(), rig.servers,

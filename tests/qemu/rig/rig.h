@@ -97,7 +97,8 @@ struct vcpu *vcpu_of(void *cpu);
 void vcpu_connect(struct vcpu *vcpu);
 int claim_number(uint32_t lisn);
 
-/* machine.c */
+/* machine.c: before there is any device, so that its reset is the first; and when all is there. */
+void machine_begins(void);
 void machine_complete(void);
 
 /* registers.c: r0 to r31 of a vCPU; may be written. And whether it runs in problem state. */

@@ -174,6 +174,40 @@ fn the_order_of_the_sections_between_head_and_end_says_nothing() {
     }
 }
 
+#[test]
+fn a_head_that_is_too_long_or_would_spoil_a_log_line_is_refused_and_not_written() {
+    let state = some_state(1, 30);
+    for producer in [
+        "x".repeat(validate::MAX_PRODUCER + 1),
+        "a\nb".into(),
+        "\x1b[2J".into(),
+    ] {
+        let head = Head {
+            producer,
+            ..state.head.clone()
+        };
+        assert!(head.encode().is_err());
+        let mut message = state.head.to_message().unwrap();
+        message.producer = head.producer;
+        assert!(Head::from_message(message).is_err());
+    }
+    // Longer than a head by what no reader knows.
+    let mut out = MAGIC.to_vec();
+    section(&mut out, HEAD, |out| {
+        columns::encode(&state.head.to_message().unwrap(), out);
+        let unknown = MAX_HEAD as u32;
+        out.extend([
+            0xfa,
+            0x01,
+            unknown as u8 | 0x80,
+            (unknown >> 7) as u8 | 0x80,
+            (unknown >> 14) as u8,
+        ]);
+        out.resize(out.len() + MAX_HEAD, 0);
+    });
+    assert!(matches!(Head::decode(&out), Err(StreamError::TooLong(_))));
+}
+
 /// A few bytes that name all entries again and again would be a lot of memory.
 #[test]
 fn entries_that_were_named_before_are_refused() {
@@ -387,6 +421,54 @@ fn golden_dual() -> State {
     state
 }
 
+#[test]
+fn the_ipis_are_claimed_on_machines_with_xive_and_on_no_others() {
+    for servers in [4, 16] {
+        for ic_mode in [IcMode::Xics, IcMode::Xive, IcMode::Dual] {
+            let machine = Machine {
+                sources: 64,
+                xics_base: 16,
+                ..Machine::pseries(ic_mode, Compat::Papr1, servers)
+            };
+            for count in [0, 1, servers - 1, servers, servers + 1] {
+                let mut state = State::reset(Head::new("test", machine));
+                state.claims.clear();
+                let (first, kind) = (0, Kind::Edge);
+                if count > 0 {
+                    state.claims.push(Claims { first, count, kind });
+                }
+                state.head.fixed = fixed(&state.claims);
+                // Beyond the IPIs it is another claim, if XICS's numbers begin there.
+                let joined = count > servers && servers == machine.xics_base;
+                let right = match ic_mode.has_xive() {
+                    true => count == servers || joined,
+                    false => count == 0,
+                };
+                let said = state.validate();
+                assert_eq!(
+                    said.is_ok(),
+                    right,
+                    "{ic_mode:?}, {count} of {servers}: {said:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A list of three sections, of which the second begins where the first ended: a gap is counted from 0 in each. All
+/// columns are zeros, and left out.
+fn golden_cut_list() -> State {
+    let mut machine = Machine::pseries(IcMode::Xive, Compat::Papr1, 2);
+    machine.sources = 0x1_0000;
+    let mut state = State::reset(Head::new("papr-intc 0.1.0", machine));
+    let on = |lisn| XiveSource {
+        pq: 0,
+        ..XiveSource::reset(lisn, false)
+    };
+    state.xive.sources = (0x100..0xa000).map(on).collect();
+    state
+}
+
 /// Streams of releases: kept for ever, in `vectors/state`.
 fn golden() -> Vec<(&'static str, State)> {
     let reset = |ic_mode, compat| {
@@ -402,6 +484,7 @@ fn golden() -> Vec<(&'static str, State)> {
         ("1-cold-xive", reset(IcMode::Xive, Compat::Papr1)),
         ("1-cold-dual", reset(IcMode::Dual, Compat::Papr1)),
         ("1-one-of-everything", golden_dual()),
+        ("1-cut-list", golden_cut_list()),
     ]
 }
 
@@ -422,5 +505,5 @@ fn golden_streams_are_read_and_written_as_ever() {
         assert_eq!(state.encode().unwrap(), kept, "{}", file.display());
         count += 1;
     }
-    assert!(count >= 5, "{count} golden streams");
+    assert!(count >= 6, "{count} golden streams");
 }
