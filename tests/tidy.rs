@@ -65,6 +65,7 @@ const UNSAFE: &[(&str, &str)] = &[
         "protocol/src/layout/mapped.rs",
         "a mapping is seen as a slice of atomics",
     ),
+    ("tests/no_allocation.rs", "an allocator that counts"),
     (
         "src/memory/foreign.rs",
         "the SIGBUS handler, and a mapping replaced in place",

@@ -110,7 +110,7 @@ pub enum Absence {
 }
 
 /// The plane of the mapped mode, as the front-end runs it.
-pub(crate) type FrontPlane = Plane<Arc<MappedStorage>, FrontHost>;
+pub(crate) type FrontPlane = Plane<MappedStorage, FrontHost>;
 
 /// The mapped pages and who executes on them.
 pub(crate) struct Mapped {
@@ -250,7 +250,7 @@ impl Core {
         if let Some(mapped) = self.mapped.get() {
             return Ok(mapped);
         }
-        let storage = Arc::new(shm::map(shm, self.geometry, &self.options.machine)?);
+        let storage = shm::map(shm, self.geometry, &self.options.machine)?;
         self.store_dead(&storage);
         let dead = Arc::clone(&self.dead);
         let doubt: Arc<dyn Fn() + Send + std::marker::Sync> = {
@@ -266,6 +266,7 @@ impl Core {
 
     /// Runs a transition here, waiting while the gate is latched, unless `channel` is cancelled. `None`: it
     /// must be sent.
+    #[inline]
     pub fn local<T>(
         &self,
         channel: &Channel,
@@ -277,18 +278,43 @@ impl Core {
         if self.options.forward_all {
             return Ok(None);
         }
+        match self.run_once(mapped, &mut transition) {
+            Outcome::Done(value) => Ok(Some(value)),
+            Outcome::Elsewhere => Ok(None),
+            Outcome::Latched => self.local_later(channel, mapped, transition),
+        }
+    }
+
+    #[inline]
+    fn run_once<T>(
+        &self,
+        mapped: &Mapped,
+        transition: &mut impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let plane = &mapped.plane;
+        let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
+        plane.host().deliver();
+        if let Some(lisn) = plane.host().take_resample() {
+            self.resample(lisn);
+        }
+        outcome
+    }
+
+    /// As `local`, for one that met a latched gate.
+    #[cold]
+    fn local_later<T>(
+        &self,
+        channel: &Channel,
+        mapped: &Mapped,
+        mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+    ) -> Result<Option<T>, Error> {
         let mut wait = GateWait::default();
         loop {
-            let plane = &mapped.plane;
-            let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
-            plane.host().deliver();
-            if let Some(lisn) = plane.host().take_resample() {
-                self.resample(lisn);
-            }
-            match outcome {
+            self.wait_for_gate(channel, &mut wait)?;
+            match self.run_once(mapped, &mut transition) {
                 Outcome::Done(value) => return Ok(Some(value)),
                 Outcome::Elsewhere => return Ok(None),
-                Outcome::Latched => self.wait_for_gate(channel, &mut wait)?,
+                Outcome::Latched => {}
             }
         }
     }

@@ -50,17 +50,23 @@ thread_local! {
 struct Inside;
 
 impl Inside {
+    #[inline]
     fn enter() -> Self {
-        let nested = INSIDE.try_with(|i| i.replace(true)).unwrap_or(false);
-        debug_assert!(!nested, "a transition was started inside a transition");
+        if cfg!(debug_assertions) {
+            let nested = INSIDE.try_with(|i| i.replace(true)).unwrap_or(false);
+            assert!(!nested, "a transition was started inside a transition");
+        }
         Self
     }
 }
 
 impl Drop for Inside {
+    #[inline]
     fn drop(&mut self) {
-        // An error: the thread is ending and its cache is gone.
-        let _ = INSIDE.try_with(|i| i.set(false));
+        if cfg!(debug_assertions) {
+            // An error: the thread is ending and its cache is gone.
+            let _ = INSIDE.try_with(|i| i.set(false));
+        }
     }
 }
 

@@ -8,13 +8,13 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileMemory,
 };
 
 use crate::dirty_log::DirtyPages;
@@ -74,10 +74,22 @@ impl GuestRam {
     /// The store is relaxed: the data plane publishes it (data-plane-xive §3).
     #[inline]
     pub fn write_u32_be(&self, gpa: u64, value: u32) -> bool {
-        let at = GuestAddress(gpa);
-        self.memory
-            .store(value.to_be(), at, Ordering::Relaxed)
-            .is_ok()
+        let Some((region, MemoryRegionAddress(at))) = self.memory.to_region_addr(GuestAddress(gpa))
+        else {
+            return false;
+        };
+        let (at, bitmap) = (at as usize, MmapRegion::bitmap(region));
+        let Ok(entry) = VolatileMemory::get_atomic_ref::<AtomicU32>(&**region, at) else {
+            return false;
+        };
+        entry.store(value.to_be(), Ordering::Relaxed);
+        // The bits of many queues are in one line: it is not written if the bit is set already. Pairs with the
+        // fence in `take_dirty`: if that has taken the bit that is seen here, its caller sees the entry.
+        fence(Ordering::SeqCst);
+        if !bitmap.dirty_at(at) {
+            bitmap.mark_dirty(at, size_of::<u32>());
+        }
+        true
     }
 
     /// Loads a big-endian u32 at `gpa` (a multiple of 4) in one access; `None` without RAM there.
@@ -115,7 +127,7 @@ impl GuestRam {
             let bitmap = MmapRegion::bitmap(region);
             let (start, unit) = (region.start_addr().0, unit(bitmap));
             // vm-memory swaps each word in one total order with the marks, which follow the stores: whoever copies
-            // a page of this set sees what was stored before its bit.
+            // a page of this set sees what was stored before its bit was set.
             for (word, bits) in (0..).zip(bitmap.get_and_reset()) {
                 for bit in (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1) {
                     let at = (word * u64::from(u64::BITS) + u64::from(bit)) * unit;
@@ -123,6 +135,8 @@ impl GuestRam {
                 }
             }
         }
+        // And what was stored without a mark, because the bit was still set: see `write_u32_be`.
+        fence(Ordering::SeqCst);
         pages
     }
 }

@@ -18,22 +18,35 @@ pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
 const DEFERRED: usize = 8;
 
 /// Kicks of the transition that this thread runs.
-#[derive(Clone, Copy)]
 struct Deferred {
-    count: usize,
-    servers: [u32; DEFERRED],
+    count: Cell<usize>,
+    servers: [Cell<u32>; DEFERRED],
 }
 
-const NONE: Deferred = Deferred {
-    count: 0,
-    servers: [0; DEFERRED],
-};
+impl Deferred {
+    /// Remembers a server, once.
+    #[inline]
+    fn add(&self, server: u32) -> bool {
+        let count = self.count.get();
+        if self.servers.iter().take(count).any(|s| s.get() == server) {
+            return true;
+        }
+        let Some(free) = self.servers.get(count) else {
+            return MORE.try_with(|more| more.borrow_mut().push(server)).is_ok();
+        };
+        free.set(server);
+        self.count.set(count + 1);
+        true
+    }
+}
 
 /// No source.
 const NOTHING: u32 = u32::MAX;
 
 thread_local! {
-    static KICKS: Cell<Deferred> = const { Cell::new(NONE) };
+    static KICKS: Deferred = const {
+        Deferred { count: Cell::new(0), servers: [const { Cell::new(0) }; DEFERRED] }
+    };
     /// Those that do not fit there.
     static MORE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// The source whose resamplefds are due; a transition ends one source at most.
@@ -86,17 +99,31 @@ impl FrontHost {
     #[inline]
     pub(crate) fn deliver(&self) {
         // An error: the thread is ending, and `kick` called back at once.
-        let kicks = KICKS.try_with(Cell::get).unwrap_or(NONE);
-        if kicks.count == 0 {
-            return;
+        if KICKS.try_with(|kicks| kicks.count.get()).unwrap_or(0) > 0 {
+            self.deliver_some();
         }
-        let _ = KICKS.try_with(|k| k.set(NONE));
-        let more = match kicks.count {
-            DEFERRED => MORE.try_with(RefCell::take).unwrap_or_default(),
-            _ => Vec::new(),
-        };
-        for server in kicks.servers[..kicks.count].iter().chain(&more) {
+    }
+
+    #[inline]
+    fn deliver_some(&self) {
+        // Taken before the callbacks, which may start transitions of their own.
+        let taken = KICKS.try_with(|kicks| {
+            let count = kicks.count.replace(0);
+            (count, kicks.servers.each_ref().map(Cell::get))
+        });
+        let (count, servers) = taken.unwrap_or((0, [0; DEFERRED]));
+        for server in servers.iter().take(count) {
             (self.kick)(*server);
+        }
+        if count == DEFERRED {
+            self.deliver_more();
+        }
+    }
+
+    #[cold]
+    fn deliver_more(&self) {
+        for server in MORE.try_with(RefCell::take).unwrap_or_default() {
+            (self.kick)(server);
         }
     }
 }
@@ -109,20 +136,7 @@ impl Host for FrontHost {
 
     #[inline]
     fn kick(&self, server: u32) {
-        let remembered = KICKS.try_with(|cell| {
-            let mut kicks = cell.get();
-            if kicks.servers[..kicks.count].contains(&server) {
-                return true;
-            }
-            if kicks.count == DEFERRED {
-                return MORE.try_with(|more| more.borrow_mut().push(server)).is_ok();
-            }
-            kicks.servers[kicks.count] = server;
-            kicks.count += 1;
-            cell.set(kicks);
-            true
-        });
-        if remembered != Ok(true) {
+        if KICKS.try_with(|kicks| kicks.add(server)) != Ok(true) {
             (self.kick)(server);
         }
     }

@@ -118,7 +118,7 @@ impl Intc {
     /// The mapped pages, to look at; none in remote mode.
     pub fn storage(&self) -> Option<&MappedStorage> {
         let mapped = self.core().mapped.get()?;
-        Some(mapped.plane.storage().as_ref())
+        Some(mapped.plane.storage())
     }
 
     /// Pid of the present daemon; none while there is none.

@@ -116,11 +116,18 @@ impl VcpuState {
 pub struct Vcpu {
     intc: Intc,
     state: Arc<VcpuState>,
+    /// The state's, without a look at its line.
+    server: u32,
 }
 
 impl Vcpu {
     pub(crate) fn new(intc: Intc, state: Arc<VcpuState>) -> Self {
-        Self { intc, state }
+        let server = state.server();
+        Self {
+            intc,
+            state,
+            server,
+        }
     }
 
     fn core(&self) -> &Core {
@@ -129,7 +136,7 @@ impl Vcpu {
 
     /// Its server number.
     pub fn server(&self) -> u32 {
-        self.state.server
+        self.server
     }
 
     /// Where H_XIRR_X takes the guest's time base from; by default from the host's monotonic clock. Only

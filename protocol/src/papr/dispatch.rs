@@ -26,16 +26,19 @@ pub fn is_ours(op: u64) -> bool {
     is_xics(op) || is_xive(op)
 }
 
+#[inline]
 fn is_xics(op: u64) -> bool {
     use opcode::*;
     matches!(op, H_EOI | H_CPPR | H_IPI | H_IPOLL | H_XIRR | H_XIRR_X)
 }
 
+#[inline]
 fn is_xive(op: u64) -> bool {
     (opcode::H_INT_GET_SOURCE_INFO..=opcode::H_INT_RESET).contains(&op) && op.is_multiple_of(4)
 }
 
 /// Who answers `op` in the controller's state, by the rules of the two fact sheets.
+#[inline]
 pub fn answerer<S: Storage, H: Host>(c: &Controller<'_, S, H>, op: u64) -> Answerer {
     if is_xics(op) {
         match (c.machine.ic_mode.has_xics(), c.state.mode) {
@@ -51,6 +54,7 @@ pub fn answerer<S: Storage, H: Host>(c: &Controller<'_, S, H>, op: u64) -> Answe
 }
 
 /// Runs an hcall that any executor can run; `None` if it configures and is the daemon's.
+#[inline]
 pub fn local_hcall<S: Storage, H: Host>(
     c: &Controller<'_, S, H>,
     server: u32,
@@ -112,21 +116,24 @@ pub fn local_rtas<S: Storage, H: Host>(
 }
 
 /// A load in the ESB space: 0 while XICS is active, as from a disabled window.
+#[inline]
 pub fn esb_load<S: Storage, H: Host>(c: &Controller<'_, S, H>, offset: u64, size: u8) -> u64 {
     match c.state.mode {
-        Mode::Xive => c.xive.esb_load(offset, size),
+        Mode::Xive => { c.xive }.esb_load(offset, size),
         Mode::Xics => 0,
     }
 }
 
 /// A store in the ESB space.
+#[inline]
 pub fn esb_store<S: Storage, H: Host>(c: &Controller<'_, S, H>, offset: u64, size: u8, value: u64) {
     if c.state.mode == Mode::Xive {
-        c.xive.esb_store(offset, size, value);
+        { c.xive }.esb_store(offset, size, value);
     }
 }
 
 /// A load of vCPU `server` in the TIMA space: 0 while XICS is active.
+#[inline]
 pub fn tima_load<S: Storage, H: Host>(
     c: &Controller<'_, S, H>,
     server: u32,
@@ -140,6 +147,7 @@ pub fn tima_load<S: Storage, H: Host>(
 }
 
 /// A store of vCPU `server` in the TIMA space.
+#[inline]
 pub fn tima_store<S: Storage, H: Host>(
     c: &Controller<'_, S, H>,
     server: u32,

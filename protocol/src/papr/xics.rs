@@ -61,6 +61,7 @@ pub enum RtasPlan {
 /// `args` are r4..r12; results are written over them, and they stay as they are on an error. Any
 /// vCPU of the partition may be the target of H_IPI and H_IPOLL, the others act on `server`.
 /// `time_base` is what H_XIRR_X reports. (xics.md §3.2)
+#[inline]
 pub fn local<S: Storage, H: Host>(
     xics: &Xics<'_, S, H>,
     server: u32,

@@ -58,6 +58,7 @@ pub struct Controller<'a, S, H> {
 
 impl<S: Storage, H: Host> Controller<'_, S, H> {
     /// One event of a device on `lisn`.
+    #[inline]
     pub fn trigger(&self, lisn: u32) {
         if lisn >= self.geometry.sources() {
             return;

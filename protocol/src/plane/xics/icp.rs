@@ -20,6 +20,7 @@ pub(super) fn xirr(icp: u64) -> u32 {
     icp as u32
 }
 
+#[inline]
 fn with_byte(icp: u64, shift: u32, byte: u8) -> u64 {
     icp & !(BYTE << shift) | u64::from(byte) << shift
 }
@@ -30,6 +31,7 @@ pub(super) fn with_presented(icp: u64, number: u32, priority: u8) -> u64 {
 }
 
 /// XISR emptied.
+#[inline]
 fn withdrawn(icp: u64) -> u64 {
     with_presented(icp, 0, super::MASKED)
 }
@@ -45,6 +47,7 @@ pub(super) fn presentable(icp: u64, priority: u8) -> bool {
 }
 
 /// The word after a look at MFRR: presents the IPI if it is favoured enough.
+#[inline]
 fn with_ipi(icp: u64) -> u64 {
     let mfrr = mfrr(icp);
     if mfrr < cppr(icp) && beats_presented(icp, mfrr) {
@@ -59,6 +62,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     /// do after the swap, and may run several times.
     ///
     /// `None`: no such vCPU, or a daemon met too many failed swaps.
+    #[inline]
     pub(super) fn swap_icp<T>(
         &self,
         server: u32,
@@ -112,12 +116,14 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// The ICP word of a server; of one that does not exist, a word that refuses everything.
+    #[inline]
     pub(super) fn icp_now(&self, server: u32) -> u64 {
         // SeqCst: the giver's half of the look-again pair; `park` has a fence before it.
         self.icp(server).map_or(0, |word| word.load(SeqCst))
     }
 
     /// A pass must follow a change of CPPR from `old` to `cppr`.
+    #[inline]
     fn pass_after(&self, old: u64, cppr_after: u8) -> bool {
         if self.rules.pass_on_open {
             cppr_after > cppr(old)
@@ -128,6 +134,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
 
     /// H_XIRR: accepts what is presented. The XIRR before; CPPR becomes the accepted priority. 0 for
     /// a vCPU that does not exist.
+    #[inline]
     pub fn accept(&self, server: u32) -> u32 {
         self.accept_in(server, 0, |_| ())
     }
@@ -146,6 +153,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         self.icp_now(server) & PARITY != 0
     }
 
+    #[inline]
     fn accept_in(&self, server: u32, flip: u64, mut before: impl FnMut(u64)) -> u32 {
         let accepted = self.swap_icp(server, |old| {
             let mut new = with_byte(withdrawn(old), CPPR_SHIFT, pp(old)) ^ flip;
@@ -168,6 +176,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// H_CPPR. Tightening rejects what no longer passes; opening lets waiting sources in.
+    #[inline]
     pub fn set_cppr(&self, server: u32, cppr_new: u8) {
         let swapped = self.swap_icp(server, |old| {
             let mut new = with_byte(old, CPPR_SHIFT, cppr_new);
@@ -191,6 +200,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// H_EOI: CPPR back to the XIRR's top byte (never rejects), then the end of its source.
+    #[inline]
     pub fn eoi(&self, server: u32, xirr: u32) {
         let cppr_new = (xirr >> CPPR_SHIFT) as u8;
         let ended = self.source_of(xirr & XISR as u32);
@@ -205,6 +215,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         self.finish(server, swapped);
     }
 
+    #[inline]
     fn finish(&self, server: u32, swapped: Option<(Work, bool)>) {
         let Some((work, pass)) = swapped else { return };
         self.settle(work);
@@ -215,6 +226,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// H_IPI: MFRR of `target`. `false`: no such vCPU. A less favoured MFRR withdraws nothing.
+    #[inline]
     pub fn set_mfrr(&self, target: u32, mfrr: u8) -> bool {
         let swapped = self.swap_icp(target, |old| {
             let new = with_ipi(with_byte(old, MFRR_SHIFT, mfrr));
@@ -247,6 +259,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     ///
     /// For its own thread: clear the kick flag, *then* ask. The load pairs with the presenter's swap,
     /// which comes before its kick: a kick that is overwritten has its XISR seen.
+    #[inline]
     pub fn line(&self, server: u32) -> bool {
         xisr(self.icp_now(server)) != 0
     }

@@ -84,10 +84,11 @@ impl Rules {
         free_priority: MASKED,
     };
 
-    fn of(compat: Compat) -> Self {
+    #[inline]
+    fn of(compat: Compat) -> &'static Self {
         match compat {
-            Compat::Qemu72 => Self::QEMU_7_2,
-            Compat::Papr1 => Self::PAPR_1,
+            Compat::Qemu72 => &Self::QEMU_7_2,
+            Compat::Papr1 => &Self::PAPR_1,
         }
     }
 }
@@ -124,11 +125,20 @@ pub struct Xics<'a, S, H> {
     storage: &'a S,
     host: &'a H,
     geometry: &'a Geometry,
-    rules: Rules,
+    rules: &'static Rules,
 }
+
+// Not derived: a derive would ask for `S: Copy`.
+impl<S, H> Clone for Xics<'_, S, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S, H> Copy for Xics<'_, S, H> {}
 
 impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
     /// The transitions of `machine`; `geometry` must be the machine's.
+    #[inline]
     pub fn new(storage: &'a S, host: &'a H, machine: &Machine, geometry: &'a Geometry) -> Self {
         Self {
             storage,
@@ -165,6 +175,7 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
     }
 
     /// The source behind a global number.
+    #[inline]
     fn source_of(&self, irq: u32) -> Option<Source> {
         let index = irq.checked_sub(self.geometry.xics_base())?;
         (index < self.geometry.ics_sources()).then_some(Source(index))
@@ -181,10 +192,12 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
         self.source_of(icp_word::xisr(icp))
     }
 
+    #[inline]
     fn source_word(&self, n: Source) -> &'a S::Word {
         self.storage.page(Page::IcsSource(n.0))
     }
 
+    #[inline]
     fn icp(&self, server: u32) -> Option<&'a S::Word> {
         (server < self.geometry.servers()).then(|| self.storage.page(Page::Icp(server)))
     }

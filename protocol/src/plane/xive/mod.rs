@@ -60,6 +60,7 @@ impl<S, H> Copy for Xive<'_, S, H> {}
 
 impl<'a, S, H> Xive<'a, S, H> {
     /// `geometry` is that of `machine`, and `storage` was made for it.
+    #[inline]
     pub fn new(storage: &'a S, host: &'a H, machine: &'a Machine, geometry: &'a Geometry) -> Self {
         Self {
             storage,
@@ -91,6 +92,7 @@ impl<S: Storage, H> Xive<'_, S, H> {
     /// Writes even what changes nothing: the write is what orders this event before the transition
     /// that consumes the bit that was set already (data-plane N17). AcqRel pairs with itself on the
     /// same word: source words (trigger with EOI) and TIMA words (present with acknowledge).
+    #[inline]
     fn update(word: &S::Word, f: impl Fn(u64) -> u64) -> (u64, u64) {
         let mut old = word.load(Ordering::Relaxed);
         loop {
@@ -111,6 +113,7 @@ impl<S: Storage, H> Xive<'_, S, H> {
 }
 
 /// The value of a load that reaches nothing: all ones in the width of the access.
+#[inline]
 fn all_ones(size: u8) -> u64 {
     match size {
         1..=7 => (1 << (u32::from(size) * 8)) - 1,

@@ -76,6 +76,7 @@ pub mod ring {
 impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// An event for `server` (below the geometry's count) at `priority` 0 to 7. Dropped if there is no
     /// such vCPU.
+    #[inline]
     pub fn present(&self, server: u32, priority: u8) {
         self.ring_step(server, |r| {
             if r & tima::CONNECTED == 0 {
@@ -87,16 +88,19 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// "Set OS pending" of the TIMA: as an event; above 7 only looks again.
+    #[inline]
     pub fn set_pending(&self, server: u32, priority: u8) {
         self.present(server, priority);
     }
 
     /// The CPPR byte store.
+    #[inline]
     pub fn set_cppr(&self, server: u32, cppr: u8) {
         self.ring_step(server, |r| ring::set_cppr(r, cppr));
     }
 
     /// The acknowledge load: NSR as it was in the upper byte, CPPR as it is now in the lower.
+    #[inline]
     pub fn acknowledge(&self, server: u32) -> u16 {
         let word = self.storage.page(Page::Tima(server));
         let (old, _) = Self::update(word, |r| ring::acknowledge(r).0);
@@ -107,6 +111,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// The level of a vCPU's line.
+    #[inline]
     pub fn line(&self, server: u32) -> bool {
         // Acquire pairs with present: who sees the line sees the entry.
         let ring = self
@@ -118,6 +123,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
     /// A load by vCPU `server` from the TIMA; `offset` counts from its base (four 64 KiB pages), `size`
     /// is 1, 2, 4 or 8. Checks both. What is not there reads as all ones (xive.md §4.4).
+    #[inline]
     pub fn tima_load(&self, server: u32, offset: u64, size: u8) -> u64 {
         if !self.os_page(server, offset, size) {
             return all_ones(size);
@@ -135,6 +141,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// A store by vCPU `server` to the TIMA, as [`Self::tima_load`]. What is not there is ignored.
     ///
     /// A store of 4 or 8 bytes over CPPR sets the byte as it is: nothing is clamped, nothing presented.
+    #[inline]
     pub fn tima_store(&self, server: u32, offset: u64, size: u8, value: u64) {
         if !self.os_page(server, offset, size) {
             return;
@@ -152,6 +159,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// The access reaches the OS page of a vCPU that exists.
+    #[inline]
     fn os_page(&self, server: u32, offset: u64, size: u8) -> bool {
         offset & !0xffff == OS_PAGE
             && matches!(size, 1 | 2 | 4 | 8)
@@ -170,6 +178,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
     /// One step of a ring that can raise the line. The host looks if the exception is set afterwards,
     /// not only if this step set it: the thread that did may be dead or stopped before its kick (N12).
+    #[inline]
     fn ring_step(&self, server: u32, rule: impl Fn(u64) -> u64) {
         let (_, new) = Self::update(self.storage.page(Page::Tima(server)), rule);
         if new & tima::NSR_EO != 0 {
@@ -180,6 +189,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
 impl<S: Storage, H> Xive<'_, S, H> {
     /// The vCPU exists. `server` is below the geometry's count.
+    #[inline]
     pub fn is_connected(&self, server: u32) -> bool {
         // Relaxed: connect and disconnect are ordered by the calls that ask for them.
         let ring = self

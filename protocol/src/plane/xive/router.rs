@@ -29,6 +29,7 @@ pub(super) struct EndLock<'a, W> {
 
 impl<W: AtomicWord> EndLock<'_, W> {
     /// Publishes `cursor` and gives the lock back.
+    #[inline]
     pub(super) fn unlock(self, cursor: u64) {
         // Release pairs with the next lock's Acquire: entry, EAS and configuration before the index.
         self.word.store(cursor & !cursor::LOCK, Ordering::Release);
@@ -48,6 +49,7 @@ pub(crate) const fn is_queue_size(size: u64) -> bool {
 }
 
 /// The bits that name a lock and its owner.
+#[inline]
 fn lock_bits(owner: LockOwner) -> u64 {
     match owner {
         LockOwner::FrontEnd => cursor::LOCKED,
@@ -60,6 +62,7 @@ fn lock_bits(owner: LockOwner) -> u64 {
 }
 
 /// The cursor after one entry: the next slot, the generation flipped on the wrap.
+#[inline]
 fn advance(cursor: u64, entries: u64) -> u64 {
     let next = (cursor & cursor::INDEX) + 1;
     if next >= entries {
@@ -75,6 +78,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// An event of an invalid or masked EAS, or of an END that is not configured, is dropped: the
     /// source stays pending until its EOI (xive.md §3.3). [`Busy`] only if this host is a daemon and a
     /// lock holder does not move; then nothing was queued.
+    #[inline]
     pub fn route(&self, lisn: u32) -> Result<(), Busy> {
         for _ in 0..CHASES {
             let Some(end) = self.target_end(self.eas(lisn)) else {
@@ -95,6 +99,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// Writes an entry, advances and unlocks. Returns whether the presenter is to be told.
+    #[inline]
     fn enqueue(&self, end: u32, eisn: u32, lock: EndLock<'_, S::Word>) -> bool {
         let mut cursor = lock.cursor;
         let Some(queue) = self.queue(end, cursor) else {
@@ -124,6 +129,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
     /// Takes the lock of an END. A thread of the VMM waits as long as it takes (a holder waits for
     /// nobody); a daemon gives up after [`PATIENCE`].
+    #[inline]
     pub(super) fn lock_end(&self, end: u32) -> Result<EndLock<'_, S::Word>, Busy> {
         let owner = self.host.lock_owner();
         let bits = lock_bits(owner);
@@ -162,12 +168,14 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
 impl<S: Storage, H> Xive<'_, S, H> {
     /// The EAS of a LISN.
+    #[inline]
     pub(super) fn eas(&self, lisn: u32) -> u64 {
         // Relaxed: under the lock of its END it is exact, without it a hint.
         self.storage.table(Table::Eas(lisn), Ordering::Relaxed)
     }
 
     /// Where an EAS sends events: an END that exists, or nowhere.
+    #[inline]
     pub(super) fn target_end(&self, eas: u64) -> Option<u32> {
         let end = eas::end(eas);
         let on = eas & (eas::VALID | eas::MASKED) == eas::VALID;
@@ -175,6 +183,7 @@ impl<S: Storage, H> Xive<'_, S, H> {
     }
 
     /// The configuration that `cursor` selects; `None` if it is not valid.
+    #[inline]
     fn queue(&self, end: u32, cursor: u64) -> Option<Queue> {
         let (address, config) = self.end_config(end, cursor);
         let size = u64::from(end_config::size(config));
@@ -191,6 +200,7 @@ impl<S: Storage, H> Xive<'_, S, H> {
     }
 
     /// Address and flags of the slot that `cursor` selects.
+    #[inline]
     pub(super) fn end_config(&self, end: u32, cursor: u64) -> (u64, u64) {
         let slot = u32::from(cursor & cursor::SEL != 0);
         // Relaxed: only the slot not selected is ever written, and the selector's store, which the

@@ -74,6 +74,7 @@ enum Access {
 }
 
 impl Access {
+    #[inline]
     fn of_load(offset: u64) -> Self {
         match offset & 0xfff {
             0..0x800 => Self::Eoi,
@@ -82,6 +83,7 @@ impl Access {
         }
     }
 
+    #[inline]
     fn of_store(offset: u64, store_eoi: bool, inject: bool) -> Self {
         match offset & 0xfff {
             0..0x400 => Self::Trigger,
@@ -103,12 +105,14 @@ fn level_bit(input: LevelInput) -> u64 {
 }
 
 /// A word with PQ replaced, and one more running forward if `forward` is not 0.
+#[inline]
 fn with(word: u64, pq: u64, forward: u64) -> u64 {
     (word & !source::PQ | pq).wrapping_add(forward)
 }
 
 impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// An event of an edge-triggered source (an MSI arrived). `lisn` is below the geometry's count.
+    #[inline]
     pub fn trigger(&self, lisn: u32) {
         self.step(lisn, |w| (w, pq::trigger(w)));
     }
@@ -199,6 +203,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// 8 bytes. Checks the offset; the result is in the width of the access (xive.md §2.3-2.5).
     ///
     /// Nothing happens beyond the last source, and at QEMU's level for every size but 8: 0.
+    #[inline]
     pub fn esb_load(&self, offset: u64, size: u8) -> u64 {
         let Some(lisn) = self.esb_lisn(offset, size) else {
             return 0;
@@ -210,6 +215,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// A guest's store to the source ESB region, as [`Self::esb_load`]. The value is never looked at.
+    #[inline]
     pub fn esb_store(&self, offset: u64, size: u8, value: u64) {
         let _ = value;
         let Some(lisn) = self.esb_lisn(offset, size) else {
@@ -224,6 +230,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// The source that an ESB access reaches.
+    #[inline]
     fn esb_lisn(&self, offset: u64, size: u8) -> Option<u32> {
         let size_ok = size == 8 || !self.as_qemu() && matches!(size, 1 | 2 | 4);
         let lisn = u32::try_from(offset >> ESB_SHIFT).ok()?;
@@ -231,6 +238,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// Runs an access; the value that a load returns.
+    #[inline]
     fn esb_access(&self, lisn: u32, access: Access) -> u64 {
         let as_qemu = self.as_qemu();
         match access {
@@ -286,6 +294,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
     /// One step of a source: `rule` maps the word to its other bits and to (PQ, forward). Forwards if
     /// the rule says so. Returns the old word and the verdict.
+    #[inline]
     fn step(&self, lisn: u32, rule: impl Fn(u64) -> (u64, (u64, bool))) -> (u64, bool) {
         let word = self.storage.page(Page::Source(lisn));
         let (old, _) = Self::update(word, |w| {
@@ -302,6 +311,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
     /// What a forward of this host adds to the word while it runs. A daemon's is marked, so that its
     /// successor finds it. It has one thread, and so one forward at most.
+    #[inline]
     fn one_forward(&self) -> u64 {
         match self.host.lock_owner() {
             LockOwner::FrontEnd => source::FORWARD,
@@ -322,6 +332,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// Routes an event that the word already counts.
+    #[inline]
     fn forward(&self, lisn: u32) {
         let word = self.storage.page(Page::Source(lisn));
         if let Err(Busy) = self.route(lisn) {
@@ -350,6 +361,7 @@ impl<S: Storage, H> Xive<'_, S, H> {
 }
 
 /// Each LISN has a trigger page, then a management page, of 64 KiB (xive.md §1.2).
+#[inline]
 fn is_trigger_page(offset: u64) -> bool {
     offset >> (ESB_SHIFT - 1) & 1 == 0
 }
