@@ -15,7 +15,7 @@
  *   control.c      a socket for whoever runs the test
  *   shadow.c       shadow mode: QEMU serves, papr-intc follows, both are compared; record.c writes it down
  *
- * Everything runs under QEMU's big lock, except where line.c and lock.h say otherwise.
+ * Everything runs under QEMU's big lock, except where line.c says otherwise.
  */
 #ifndef RIG_H
 #define RIG_H
