@@ -135,6 +135,9 @@ void machine_complete(void)
     static struct notifier ending = {.notify = end};
     if (!rig.kinds || !rig.servers)
         refuse("this is no pseries machine with an interrupt controller of its own");
+    /* There CAS is no hypercall of its own (cas.c). */
+    if (qemu.object_property_get_bool(qemu.qdev_get_machine(), "x-vof", NULL))
+        refuse("a machine with x-vof=on");
     windows_install();
     rtas_install();
     line_install();
