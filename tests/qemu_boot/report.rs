@@ -141,8 +141,12 @@ pub fn table(verdicts: &[(Boot, bool)]) -> String {
     let vcpus = VCPUS.map(|n| (1, format!("{n} vCPU")));
     let cpus = CPUS.map(|c| (2, c.name().to_owned()));
     let values: Vec<(usize, String)> = modes.into_iter().chain(vcpus).chain(cpus).collect();
-    let mut ways: Vec<Way> = verdicts.iter().map(|(boot, _)| boot.way).collect();
-    ways.dedup();
+    let mut ways: Vec<Way> = Vec::new();
+    for (boot, _) in verdicts {
+        if !ways.contains(&boot.way) {
+            ways.push(boot.way);
+        }
+    }
     let mut text = format!("{:<14}", "good/all");
     for (_, value) in &values {
         text += &format!("{value:>9}");
