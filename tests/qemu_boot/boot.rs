@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::chaos::{Chaos, Deed};
-use crate::lines::{Said, Stream};
+use crate::lines::{How, Said, Stream};
 use crate::machine::{Folder, Setup};
 use crate::matrix::{Boot, Way};
 use crate::process::Process;
@@ -27,7 +27,7 @@ pub struct Over {
     pub record: Record,
     pub complaints: Vec<String>,
     /// What is wrong with one that has to go wrong.
-    pub noticed: Vec<String>,
+    pub noticed: Option<String>,
     pub folder: Folder,
 }
 
@@ -60,9 +60,19 @@ pub fn boot(
     };
     let faults = record.complaints(demands);
     let (complaints, noticed) = match boot.way {
-        Way::Broken(_) if faults.is_empty() => (vec!["nothing was noticed".to_owned()], faults),
-        Way::Broken(_) => (Vec::new(), faults),
-        _ => (faults, Vec::new()),
+        Way::Broken(fault) => {
+            let shadow = fault.survives(boot.ic_mode);
+            let noticed = if shadow {
+                record.differences()
+            } else {
+                faults.into_iter().next()
+            };
+            let missed = noticed
+                .is_none()
+                .then(|| "the fault was not noticed".to_owned());
+            (missed.into_iter().collect(), noticed)
+        }
+        _ => (faults, None),
     };
     Over {
         boot,
@@ -153,10 +163,21 @@ impl<'a> Running<'a> {
             Said::Up { .. } => self.look_who_executes(),
             // What comes now is the power-off: not a moment to ask QEMU for anything.
             Said::Done { .. } => self.chaos = None,
-            Said::Panic(_) => return Some(End::Lost),
+            Said::Panic(_) => return Some(End::Settled),
+            Said::Difference(_)
+            | Said::Step {
+                how: How::Failed, ..
+            } if self.has_fault() => {
+                return Some(End::Settled);
+            }
             _ => {}
         }
         None
+    }
+
+    /// It has to fail, and nobody wants to know more once it did.
+    fn has_fault(&self) -> bool {
+        matches!(self.boot.way, Way::Broken(_))
     }
 
     fn obey(&mut self, order: &str) {

@@ -57,6 +57,8 @@ pub enum Said {
     Refused(String),
     /// The rig lost its daemon, and why.
     DaemonLost(String),
+    /// Shadow mode: an operation that ended otherwise with us than with QEMU.
+    Difference(String),
     /// The rig's summary.
     Served(Served),
     /// The guest's kernel is in trouble.
@@ -175,6 +177,9 @@ fn rig(text: &str, line: &str) -> Option<Said> {
     }
     if let Some(why) = text.strip_prefix("the daemon is lost: ") {
         return Some(Said::DaemonLost(why.to_owned()));
+    }
+    if let Some(what) = text.strip_prefix("difference: ") {
+        return Some(Said::Difference(what.to_owned()));
     }
     let counts = text.strip_prefix("served ")?;
     let served = served(counts).map(Said::Served);

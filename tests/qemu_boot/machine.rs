@@ -27,6 +27,8 @@ pub struct Setup {
     pub log: String,
 }
 
+const RAM: &str = "512M";
+
 /// Speculation that this emulation does not tame; named, so that QEMU does not warn.
 const MITIGATIONS: &str = "cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off";
 
@@ -96,54 +98,42 @@ impl Folder {
 impl Setup {
     /// QEMU's command line.
     pub fn command(&self, boot: &Boot, folder: &Folder, step: Duration) -> Vec<OsString> {
-        let mode = boot.ic_mode.name();
-        let inside = |name: &str| folder.0.join(name).display().to_string();
-        let mut words: Vec<OsString> = vec![self.qemu.clone()];
-        let mut add = |name: &str, value: &str| {
-            words.push(name.into());
-            words.push(value.into());
-        };
-        add(
-            "-machine",
-            &format!("pseries,ic-mode={mode},memory-backend=ram,{MITIGATIONS}"),
-        );
-        add("-object", "memory-backend-memfd,id=ram,share=on,size=512M");
-        add("-m", "512M");
-        add("-cpu", boot.cpu.name());
-        add(
-            "-smp",
-            &format!("{},maxcpus={}", boot.vcpus, boot.vcpus + 1),
-        );
-        add("-accel", "tcg,thread=multi");
-        add("-display", "none");
-        add("-chardev", "stdio,id=console,signal=off");
-        add("-serial", "chardev:console");
-        add("-qmp", &format!("unix:{},server=on,wait=off", inside(QMP)));
-        for name in DISKS {
-            let file = inside(name);
-            add(
-                "-drive",
-                &format!("if=none,id={name},format=raw,file={file},cache=unsafe"),
-            );
+        let mut words = vec![self.qemu.clone()];
+        words.extend(["-nodefaults", "-no-user-config", "-display", "none"].map(OsString::from));
+        let options = machine(boot)
+            .into_iter()
+            .chain(connections(folder))
+            .chain(self.devices(folder));
+        for (name, value) in options {
+            words.extend([name.into(), value.into()]);
         }
-        let kernel = self.guest.join("vmlinux").display().to_string();
-        add(
-            "-drive",
-            &format!("if=none,id=kernel,format=raw,file={kernel},readonly=on"),
-        );
-        add("-netdev", "user,id=net0");
-        add("-netdev", "user,id=net1,net=10.0.3.0/24");
-        for device in DEVICES {
-            add("-device", device);
-        }
-        add("-append", &self.kernel_line(step));
-        words.push("-nodefaults".into());
-        words.push("-no-user-config".into());
         for (name, file) in [("-kernel", "vmlinux"), ("-initrd", "initramfs.gz")] {
-            words.push(name.into());
-            words.push(self.guest.join(file).into());
+            words.extend([name.into(), self.guest.join(file).into()]);
         }
+        words.extend(["-append".into(), self.kernel_line(step).into()]);
         words
+    }
+
+    fn devices(&self, folder: &Folder) -> Vec<(&'static str, String)> {
+        let kernel = self.guest.join("vmlinux").display().to_string();
+        let drive = |name, file, more| {
+            let drive = format!("if=none,id={name},format=raw,file={file},{more}");
+            ("-drive", drive)
+        };
+        let mut options: Vec<(&str, String)> = DISKS
+            .map(|name| {
+                drive(
+                    name,
+                    folder.0.join(name).display().to_string(),
+                    "cache=unsafe",
+                )
+            })
+            .to_vec();
+        options.push(drive("kernel", kernel, "readonly=on"));
+        options.push(("-netdev", "user,id=net0".to_owned()));
+        options.push(("-netdev", "user,id=net1,net=10.0.3.0/24".to_owned()));
+        options.extend(DEVICES.map(|device| ("-device", device.to_owned())));
+        options
     }
 
     /// With dynamic DMA windows, the e1000 would have none that it can use after kexec.
@@ -200,4 +190,30 @@ impl Setup {
         let mut all = ours.chain([self.guest.as_path()]);
         all.find(|path| !path.exists())
     }
+}
+
+/// Options that say which machine it is.
+fn machine(boot: &Boot) -> Vec<(&'static str, String)> {
+    let (mode, vcpus) = (boot.ic_mode.name(), boot.vcpus);
+    let machine = format!("pseries,ic-mode={mode},memory-backend=ram,{MITIGATIONS}");
+    let ram = format!("memory-backend-memfd,id=ram,share=on,size={RAM}");
+    vec![
+        ("-machine", machine),
+        ("-object", ram),
+        ("-m", RAM.to_owned()),
+        ("-cpu", boot.cpu.name().to_owned()),
+        // Room for a CPU that the guest asks for.
+        ("-smp", format!("{vcpus},maxcpus={}", vcpus + 1)),
+        ("-accel", "tcg,thread=multi".to_owned()),
+    ]
+}
+
+/// Options that connect it to this program.
+fn connections(folder: &Folder) -> Vec<(&'static str, String)> {
+    let qmp = format!("unix:{},server=on,wait=off", folder.qmp().display());
+    vec![
+        ("-chardev", "stdio,id=console,signal=off".to_owned()),
+        ("-serial", "chardev:console".to_owned()),
+        ("-qmp", qmp),
+    ]
 }

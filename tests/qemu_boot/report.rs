@@ -94,7 +94,7 @@ pub fn row(over: &Over) -> String {
             .map_or("-".to_owned(), |s| grouped(count(s)))
     };
     let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
-    let verdict = match (over.is_good(), over.noticed.is_empty()) {
+    let verdict = match (over.is_good(), over.noticed.is_none()) {
         (true, true) => "ok",
         (true, false) => "caught",
         (false, _) => "FAILED",
@@ -111,7 +111,7 @@ pub fn row(over: &Over) -> String {
         &record.upgrades.to_string(),
         &of_rig(|s| s.restarts),
     ]);
-    match over.noticed.first() {
+    match &over.noticed {
         Some(noticed) => format!("{row}\n       {noticed}"),
         None => row,
     }

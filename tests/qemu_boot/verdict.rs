@@ -19,8 +19,8 @@ pub enum End {
     Silent(Duration),
     /// It was still talking after so long.
     TooLong(Duration),
-    /// The kernel gave up; nobody waited for more.
-    Lost,
+    /// Enough was heard to fail it; nobody waited for more.
+    Settled,
     /// The guest restarts more often than it was told to.
     Loops,
     /// It could not be started or watched.
@@ -90,10 +90,25 @@ impl Record {
         let mut wrong = Vec::new();
         self.judge_end(&mut wrong);
         self.judge_guest(demands, &mut wrong);
+        wrong.extend(self.differences());
         self.judge_rig(demands.boot.way, &mut wrong);
         self.judge_executor(demands.boot.way, &mut wrong);
         wrong.extend(self.problems.iter().cloned());
         wrong
+    }
+
+    /// That shadow mode found any, and the first of them.
+    pub fn differences(&self) -> Option<String> {
+        let mut said = self.said.iter().filter_map(|s| match s {
+            Said::Difference(what) => Some(what.as_str()),
+            _ => None,
+        });
+        let first = said.next();
+        let counted = self.served().map_or(0, |s| s.differences);
+        // The rig stops telling them before it stops counting.
+        let count = counted.max(said.count() as u64 + u64::from(first.is_some()));
+        let first = first.unwrap_or("nobody says which");
+        (count > 0).then(|| format!("{count} differences from QEMU: {first}"))
     }
 
     fn judge_end(&self, wrong: &mut Vec<String>) {
@@ -116,7 +131,7 @@ impl Record {
             (Some(End::TooLong(time)), _) => {
                 wrong.push(format!("not over after {} s", time.as_secs()));
             }
-            (Some(End::Lost), _) => {}
+            (Some(End::Settled), _) => {}
             (Some(End::Loops), _) => wrong.push("restarts again and again".to_owned()),
             (Some(End::Broken(why)), _) => wrong.push(why.clone()),
             (None, _) => wrong.push("never ended".to_owned()),
@@ -143,6 +158,7 @@ impl Record {
                 | Said::Want(_)
                 | Said::Interrupts(_)
                 | Said::DaemonLost(_)
+                | Said::Difference(_)
                 | Said::Refused(_)
                 | Said::Served(_) => {}
             }
@@ -210,9 +226,6 @@ impl Record {
         };
         if served.hcalls == 0 {
             wrong.push("the rig served no hypercall".to_owned());
-        }
-        if served.differences > 0 {
-            wrong.push(format!("{} differences from QEMU", served.differences));
         }
         match way {
             Way::Killed => {

@@ -34,8 +34,7 @@ static void query(FILE *out)
 
 static void upgrade(FILE *out, const char *path)
 {
-    const char *level = getenv("PAPR_INTC_LOG");
-    const char *arguments[] = {"--log-level", level ? level : "warn", NULL};
+    const char *arguments[] = {"--log-level", log_level(), NULL};
     papr_intc_upgraded upgraded = {.size = sizeof upgraded};
     if (papr_intc_upgrade(rig.intc, path, arguments, &upgraded) < 0)
         fprintf(out, "error %s\n", papr_intc_last_error());

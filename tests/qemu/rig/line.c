@@ -14,7 +14,6 @@
  * Calls that are not a vCPU's (claims, plugging, reset) and CAS keep the lock while they wait: the daemon, and a
  * restart of it, need nothing of QEMU, so the wait ends.
  */
-#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -26,19 +25,6 @@
 static int wake_fd = -1;
 static _Atomic uint64_t marks[MAX_SERVERS / WORD_BITS];
 static _Atomic bool marked;
-
-void lock_drop(void)
-{
-    qemu.qemu_mutex_unlock_iothread();
-}
-
-static void set_marked(void);
-
-void lock_take(void)
-{
-    qemu.qemu_mutex_lock_iothread_impl(__FILE__, __LINE__);
-    set_marked();
-}
 
 static void set_input(void *opaque, int level)
 {
@@ -82,6 +68,17 @@ static void set_marked(void)
                 line_sync(known(server));
         }
     }
+}
+
+void lock_drop(void)
+{
+    qemu.qemu_mutex_unlock_iothread();
+}
+
+void lock_take(void)
+{
+    qemu.qemu_mutex_lock_iothread_impl(__FILE__, __LINE__);
+    set_marked();
 }
 
 void line_kick(void *opaque, uint32_t server)

@@ -5,9 +5,8 @@
  * When it starts, QEMU has claimed numbers and created vCPUs already (controllers.c remembers them), and no vCPU has
  * run. QEMU resets the machine once before it runs.
  */
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <unistd.h>
 
 #include "rig.h"
 #include "shadow.h"
@@ -48,6 +47,12 @@ static int write_queue_entry(void *opaque, uint64_t gpa, uint32_t value)
     return memory_store_u32(gpa, value) ? 0 : -1;
 }
 
+const char *log_level(void)
+{
+    const char *level = getenv("PAPR_INTC_LOG");
+    return level ? level : "warn";
+}
+
 static papr_intc_machine describe(void)
 {
     papr_intc_machine machine = {
@@ -71,8 +76,7 @@ static void start(void)
     papr_intc_region region;
     if (memory_region(&region) < 0)
         refuse("the machine's memory-backend must be a memory-backend-memfd with share=on");
-    const char *level = getenv("PAPR_INTC_LOG");
-    const char *arguments[] = {"--log-level", level ? level : "warn", NULL};
+    const char *arguments[] = {"--log-level", log_level(), NULL};
     papr_intc_options options = {
         .size = sizeof options,
         .executor = rig.mode == REMOTE ? PAPR_INTC_REMOTE : PAPR_INTC_MAPPED,
@@ -91,6 +95,7 @@ static void start(void)
         .thread = thread,
     };
     papr_intc *intc;
+    papr_intc_log(STDERR_FILENO, log_level());
     if (papr_intc_start(&options, &callbacks, &intc) < 0)
         fail("no daemon: %s", papr_intc_last_error());
     rig.intc = intc;

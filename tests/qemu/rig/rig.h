@@ -15,7 +15,7 @@
  *   control.c      a socket for whoever runs the test
  *   shadow.c       shadow mode: QEMU serves, papr-intc follows, both are compared; record.c writes it down
  *
- * Everything runs under QEMU's big lock, except where line.c and lock.h say otherwise.
+ * Everything runs under QEMU's big lock, except where line.c says otherwise.
  */
 #ifndef RIG_H
 #define RIG_H
@@ -100,6 +100,7 @@ int claim_number(uint32_t lisn);
 /* machine.c: before there is any device, so that its reset is the first; and when all is there. */
 void machine_begins(void);
 void machine_complete(void);
+const char *log_level(void);
 
 /* registers.c: r0 to r31 of a vCPU; may be written. And whether it runs in problem state. */
 uint64_t *registers_of(void *cpu);
