@@ -86,6 +86,9 @@ static void start(void)
         .daemon = getenv("PAPR_INTC_DAEMON"),
         .daemon_args = arguments,
         .name = "qemu",
+        /* Emulation takes every CPU there is: a daemon that is slow to answer is no daemon that hangs. */
+        .answer_ms = 5000,
+        .message_ms = 5000,
     };
     papr_intc_callbacks callbacks = {
         .size = sizeof callbacks,
