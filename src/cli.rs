@@ -1,7 +1,11 @@
 //! The command line, by the conventions for vhost-user back-ends: foreground, `--socket-path` or
-//! `--fd`, `--print-capabilities`, one line on stderr and an exit code when something is wrong.
+//! `--fd`, `--print-capabilities`, one line on stderr and an exit code when something is wrong. [`parse`] and
+//! [`failed`] serve every command of the program.
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
@@ -19,6 +23,34 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// The socket or descriptor cannot be used.
     pub const ENDPOINT: u8 = 3;
+}
+
+/// The command line `args`, the program's name first; or the exit code after what clap or one line on
+/// stderr has said.
+pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
+    match A::try_parse_from(args) {
+        Ok(args) => Ok(args),
+        Err(e) if !e.use_stderr() => e.exit(),
+        Err(e) => Err(failed(exit::USAGE, &one_line(&e.to_string()))),
+    }
+}
+
+/// A line on stderr; nobody is left to hear that it failed.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "papr-intc: {line}");
+}
+
+/// Says why, and the code to exit with.
+pub fn failed(code: u8, line: &str) -> ExitCode {
+    say(line);
+    ExitCode::from(code)
+}
+
+/// What clap says, without its usage text.
+fn one_line(error: &str) -> String {
+    let said = error.split("\n\n").next().unwrap_or(error);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// Longest limit of `--on-disconnect wait=SECONDS`: a year.

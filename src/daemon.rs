@@ -2,34 +2,22 @@
 //!
 //! What a binary adds is its [`Versions`] and its name; the only exit is the end of its `main`.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 
-use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use papr_intc_protocol::Versions;
 
-use crate::cli::{Args, exit};
+use crate::cli::{Args, exit, failed};
 use crate::memory::foreign;
 use crate::server::endpoint;
 use crate::server::event_loop::{Endpoint, EventLoop};
 use crate::server::identity;
 use crate::server::monitor::Monitor;
-
-/// The command line `args`, the program's name first; or the exit code after what clap or one line on
-/// stderr has said.
-pub fn parse<A: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<A, ExitCode> {
-    match A::try_parse_from(args) {
-        Ok(args) => Ok(args),
-        Err(e) if !e.use_stderr() => e.exit(),
-        Err(e) => Err(failed(exit::USAGE, &one_line(&e.to_string()))),
-    }
-}
 
 /// Does what the command line says, as a daemon of these versions.
 pub fn main(args: &Args, versions: Versions) -> ExitCode {
@@ -50,19 +38,6 @@ pub fn main(args: &Args, versions: Versions) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, line)) => failed(code, &line),
     }
-}
-
-/// Says why, if stderr takes it.
-fn failed(code: u8, line: &str) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "papr-intc: {line}");
-    ExitCode::from(code)
-}
-
-/// What clap says, without its usage text.
-fn one_line(error: &str) -> String {
-    let said = error.split("\n\n").next().unwrap_or(error);
-    let words: Vec<&str> = said.split_whitespace().collect();
-    words.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// Every vCPU takes two descriptors of ours, and a machine has up to 4,096.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use papr_intc::cli::Args;
+use papr_intc::cli::{self, Args};
 use papr_intc::{convert, daemon, monitor};
 use papr_intc_protocol::Versions;
 
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     if word.is_some_and(|word| word == "state") {
         return convert::command::main(args);
     }
-    match daemon::parse::<Args>(args) {
+    match cli::parse::<Args>(args) {
         Ok(args) => daemon::main(&args, Versions::current(papr_intc::BUILD)),
         Err(code) => code,
     }

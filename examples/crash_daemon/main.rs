@@ -13,7 +13,7 @@ mod trap;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use papr_intc::cli::Args;
+use papr_intc::cli::{self, Args};
 use papr_intc::{BUILD, daemon};
 use papr_intc_protocol::Versions;
 
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     papr_intc_protocol::layout::probe::install(|address| {
         control::point(control::Point::Write(address));
     });
-    match daemon::parse::<Args>(args) {
+    match cli::parse::<Args>(args) {
         Ok(args) => daemon::main(&args, Versions::current(BUILD)),
         Err(code) => code,
     }

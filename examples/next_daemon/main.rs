@@ -13,7 +13,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use papr_intc::cli::Args;
+use papr_intc::cli::{self, Args};
 use papr_intc::daemon;
 use papr_intc_protocol::Versions;
 
@@ -45,7 +45,7 @@ fn versions(use_next: bool) -> Versions {
 }
 
 fn main() -> ExitCode {
-    match daemon::parse::<NextArgs>(std::env::args_os()) {
+    match cli::parse::<NextArgs>(std::env::args_os()) {
         Ok(next) => daemon::main(&next.args, versions(next.use_next)),
         Err(code) => code,
     }

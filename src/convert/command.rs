@@ -15,7 +15,7 @@ use super::file::{self, Content, FileError, Format, Found};
 use super::qemu::sections::ByteOrder;
 use super::qemu::{self, Options, stream::Stream};
 use super::{ConvertError, Notes, json, show};
-use crate::cli::{CliCompat, CliIcMode};
+use crate::cli::{self, CliCompat, CliIcMode};
 use crate::monitor::command::exit;
 
 /// Looks at saved states and converts them.
@@ -113,31 +113,19 @@ type Failure = (u8, String);
 /// Runs the command line, `papr-intc state` first.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let args = std::iter::once("papr-intc state".into()).chain(args.into_iter().skip(2));
-    let done = match Cli::try_parse_from(args) {
-        Ok(Cli { command }) => match command {
-            Command::Show(show) => show.run(),
-            Command::Check(check) => check.run(),
-            Command::Convert(convert) => convert.run(),
-        },
-        Err(e) if !e.use_stderr() => e.exit(),
-        Err(e) => {
-            let said = e.to_string();
-            let line = said.lines().next().unwrap_or_default();
-            Err((exit::USAGE, line.trim_start_matches("error: ").to_owned()))
-        }
+    let Cli { command } = match cli::parse(args) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let done = match command {
+        Command::Show(show) => show.run(),
+        Command::Check(check) => check.run(),
+        Command::Convert(convert) => convert.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err((code, line)) => {
-            say(&line);
-            ExitCode::from(code)
-        }
+        Err((code, line)) => cli::failed(code, &line),
     }
-}
-
-/// A line on stderr; nobody is left to hear that it failed.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "papr-intc: {line}");
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -181,7 +169,11 @@ impl Show {
             (Content::State(state), false) => show::state(state, from),
             (Content::Head(head), false) => show::head(head, from),
         };
-        found.notes.0.iter().for_each(|note| say(&note.to_string()));
+        found
+            .notes
+            .0
+            .iter()
+            .for_each(|note| cli::say(&note.to_string()));
         print(&text)
     }
 }
@@ -214,7 +206,11 @@ impl Check {
             }
             .map_err(refused)?;
         }
-        found.notes.0.iter().for_each(|note| say(&note.to_string()));
+        found
+            .notes
+            .0
+            .iter()
+            .for_each(|note| cli::say(&note.to_string()));
         print("sound\n")
     }
 }
@@ -268,7 +264,7 @@ impl Convert {
         match notes.0.first().filter(|_| self.strict) {
             Some(note) => Err((exit::AWAY, format!("--strict: {note}"))),
             None => {
-                notes.0.iter().for_each(|note| say(&note.to_string()));
+                notes.0.iter().for_each(|note| cli::say(&note.to_string()));
                 Ok(())
             }
         }

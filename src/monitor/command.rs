@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::ask::{AskError, ask};
 use super::{find, report};
+use crate::cli;
 
 /// Exit codes of `status`, beside 0: every guest is served.
 pub mod exit {
@@ -80,24 +81,17 @@ type Failure = (u8, String);
 
 /// Runs the command line, the program's name first.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let done = match Cli::try_parse_from(args) {
-        Ok(Cli { command }) => match command {
-            Command::Status(status) => status.run(),
-            Command::Query(query) => query.run(),
-        },
-        Err(e) if !e.use_stderr() => e.exit(),
-        Err(e) => {
-            let said = e.to_string();
-            let line = said.lines().next().unwrap_or_default();
-            Err((exit::USAGE, line.trim_start_matches("error: ").to_owned()))
-        }
+    let Cli { command } = match cli::parse(args) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let done = match command {
+        Command::Status(status) => status.run(),
+        Command::Query(query) => query.run(),
     };
     match done {
         Ok(code) => ExitCode::from(code),
-        Err((code, line)) => {
-            let _ = writeln!(io::stderr(), "papr-intc: {line}");
-            ExitCode::from(code)
-        }
+        Err((code, line)) => cli::failed(code, &line),
     }
 }
 
