@@ -46,20 +46,7 @@ fn machine_of(sources: u32) -> (Daemon, Frontend, Guest) {
     main.hello();
     let mut machine = machine();
     machine.sources = sources;
-    set_machine(&main, &machine).unwrap();
-    let ram = memfd(RAM);
-    share_ram(&main, &ram);
-    let (info, shm) = get_shm(&main).unwrap();
-    let kicks = (0..machine.servers).map(|_| eventfd()).collect();
-    let guest = Guest {
-        main,
-        machine,
-        ram,
-        shm,
-        info,
-        kicks,
-    };
-    guest.connect_all();
+    let guest = Guest::prepare_on(main, machine);
     start(&guest.main, executor::DAEMON).unwrap();
     (daemon, vmm, guest)
 }

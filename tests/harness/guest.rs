@@ -125,6 +125,11 @@ impl Guest {
         let main = Client::new(socket);
         negotiate(&main);
         main.hello();
+        Self::prepare_on(main, machine)
+    }
+
+    /// As [`prepare`](Self::prepare), on a connection that has said HELLO.
+    pub fn prepare_on(main: Client, machine: Machine) -> Self {
         set_machine(&main, &machine).unwrap();
         let ram = memfd(RAM);
         share_ram(&main, &ram);
