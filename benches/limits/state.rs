@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use papr_intc_frontend::protocol::layout::plain::PlainStorage;
 use papr_intc_frontend::protocol::layout::words::{icp, tima};
 use papr_intc_frontend::protocol::layout::{IcMode, Page, Storage};
-use papr_intc_frontend::protocol::state::model::State;
+use papr_intc_frontend::protocol::state::model::{Head, State};
 use papr_intc_frontend::protocol::state::words::Words;
 use papr_intc_frontend::{GuestRam, Intc, Options};
 
@@ -44,6 +44,13 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
     }
 }
 
+/// A dual machine that nobody has used.
+fn idle(sources: u32, servers: u32) -> State {
+    let mut head = Head::new("bench", machine(IcMode::Dual, sources, servers));
+    head.servers = (0..servers).collect();
+    State::reset(head)
+}
+
 /// A dual machine on which everything is routed, and every eighth event pending.
 fn used(sources: u32, servers: u32) -> State {
     let mut state = routed(machine(IcMode::Dual, sources, servers));
@@ -73,31 +80,47 @@ fn connect(storage: &PlainStorage, servers: u32) {
     }
 }
 
-/// From the stop of the source to the go of the destination: prints medians, and the longest.
+/// From the stop of the source to the go of the destination, of a guest that was never booted and of one that uses
+/// everything: prints the state's size, what copying it would cost, and times (medians, and the longest stop).
 pub fn stand_still(quick: bool) {
     unpin();
     println!(
-        "\n{:<40}{:>10}{:>10}{:>14}{:>10}",
-        "the guest stands still for a move", "median", "longest", "of it saving", "loading"
+        "\n{:<26}{:>12}{:>11}{:>13}{:>10}{:>14}{:>10}",
+        "a move", "bytes", "copy+CRC", "stands still", "longest", "of it saving", "loading"
     );
     let sizes = if quick { &SIZES[..1] } else { &SIZES[..] };
     for &(sources, servers) in sizes {
-        let state = used(sources, servers);
-        let mut columns: [Vec<Duration>; 3] = Default::default();
-        moves(&state, if quick { 2 } else { 7 }, &mut columns);
-        let longest = columns[0].iter().max().copied().unwrap_or_default();
-        let [still, save, load] = columns.map(|mut times| {
-            times.sort_unstable();
-            times[times.len() / 2]
-        });
-        println!(
-            "{:<40}{still:>10.1?}{longest:>10.1?}{save:>14.1?}{load:>10.1?}",
-            format!("{sources} sources, all used")
-        );
+        for (how, state) in [
+            ("idle", idle(sources, servers)),
+            ("all used", used(sources, servers)),
+        ] {
+            line(&format!("{sources} sources, {how}"), &state, quick);
+        }
     }
 }
 
-fn moves(state: &State, count: usize, columns: &mut [Vec<Duration>; 3]) {
+fn line(name: &str, state: &State, quick: bool) {
+    let bytes = state.encode().expect("a valid state");
+    let mut columns: [Vec<Duration>; 4] = Default::default();
+    let count = if quick { 2 } else { 7 };
+    moves(state, count, &mut columns);
+    for _ in 0..count {
+        let begun = Instant::now();
+        _ = black_box(copy_and_crc(&bytes));
+        columns[3].push(begun.elapsed());
+    }
+    let longest = columns[0].iter().max().copied().unwrap_or_default();
+    let [still, save, load, copy] = columns.map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    });
+    println!(
+        "{name:<26}{:>12}{copy:>11.1?}{still:>13.1?}{longest:>10.1?}{save:>14.1?}{load:>10.1?}",
+        bytes.len()
+    );
+}
+
+fn moves(state: &State, count: usize, columns: &mut [Vec<Duration>; 4]) {
     let ram = Arc::new(GuestRam::new(&[(0, 4 << 20)]).expect("RAM"));
     let machine = state.head.machine;
     let with_vcpus = || {
