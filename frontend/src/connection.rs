@@ -8,6 +8,9 @@
 //! Requests of several threads queue on a lock; one is outstanding at a time. [`Connection::close`]
 //! works from any thread and ends a blocked request. A caller may leave while the daemon still owes it a
 //! reply: the next one with the same number takes that reply, another one lets it pass.
+//!
+//! A vCPU's channel carries no descriptors: there a call is one `sendto` and one `recvfrom`, and allocates
+//! nothing once its buffers are there. A descriptor that comes all the same is closed by the kernel.
 #![allow(unsafe_code)] // received descriptors become owned ones in `owned`; argued there
 
 use std::io::{IoSlice, IoSliceMut};
@@ -19,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recv, recvmsg, send,
+    sendmsg,
 };
 use papr_intc_protocol::wire::{
-    HEADER_BYTES, MAX_BODY, MAX_FDS, Request, Wire, flag, request_body, split_reply,
+    HEADER_BYTES, MAX_BODY, MAX_FDS, Request, RequestHead, Wire, flag, split_reply,
 };
 
 use crate::error::Error;
@@ -48,7 +52,9 @@ pub struct Connection {
 
 #[derive(Debug)]
 struct Buffers {
+    output: Vec<u8>,
     input: Vec<u8>,
+    /// Room for what comes beside the bytes: none if no descriptors are expected.
     control: Vec<u8>,
     /// A request whose caller left: its number, code and name. The reply is still to come.
     owed: Option<Owed>,
@@ -67,15 +73,32 @@ pub(crate) type GoOn<'a> = &'a dyn Fn() -> bool;
 /// Waits no longer than one tick.
 pub(crate) const ONE_TICK: GoOn<'static> = &|| false;
 
-/// A reply as it came: its body and descriptors.
-type Raw = (Vec<u8>, Vec<OwnedFd>);
+/// A reply as it came: bytes in `input`, and descriptors.
+type Raw = (usize, Vec<OwnedFd>);
+
+impl Buffers {
+    /// The body of a reply of so many bytes.
+    fn body(&self, reply: usize) -> &[u8] {
+        self.input.get(HEADER_BYTES..reply).unwrap_or_default()
+    }
+}
 
 impl Connection {
-    /// Speaks on `stream`, which is blocking.
+    /// Speaks on `stream`, which is blocking; descriptors come with replies.
     pub fn new(stream: UnixStream) -> Self {
+        Self::with_control(stream, nix::cmsg_space!([RawFd; MAX_FDS], UnixCredentials))
+    }
+
+    /// As [`new`](Self::new), on a channel whose replies have no descriptors.
+    pub(crate) fn plain(stream: UnixStream) -> Self {
+        Self::with_control(stream, Vec::new())
+    }
+
+    fn with_control(stream: UnixStream, control: Vec<u8>) -> Self {
         let buffers = Buffers {
+            output: Vec::new(),
             input: vec![0; FIRST_READ],
-            control: nix::cmsg_space!([RawFd; MAX_FDS], UnixCredentials),
+            control,
             owed: None,
         };
         Self {
@@ -116,7 +139,6 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
         go_on: GoOn<'_>,
     ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
-        let body = request_body(seq, flags, request);
         let owed = Owed {
             seq,
             code: R::CODE,
@@ -131,27 +153,20 @@ impl Connection {
                 if let Some(other) = other {
                     self.receive(other, &mut buffers, go_on)?;
                 }
-                self.send(R::CODE, flag::VERSION, &body, fds, go_on)?;
+                let head = RequestHead {
+                    seq,
+                    flags,
+                    zero: 0,
+                };
+                compose(&mut buffers.output, R::CODE, flag::VERSION, |out| {
+                    head.put(out);
+                    request.put(out);
+                });
+                self.send(&buffers.output, fds, go_on)?;
                 self.receive(owed, &mut buffers, go_on)?
             }
         };
-        drop(buffers);
-        let malformed = |what: String| Error::Malformed {
-            request: R::NAME,
-            what,
-        };
-        let (head, payload) = split_reply(&reply).map_err(|e| malformed(e.to_string()))?;
-        if head.seq != seq {
-            return Err(malformed(format!("it answers {}, not {seq}", head.seq)));
-        }
-        if head.status != 0 {
-            return Err(Error::Refused {
-                request: R::NAME,
-                errno: head.status.checked_neg().unwrap_or(Errno::EPROTO as i32),
-                text: String::from_utf8_lossy(payload).into_owned(),
-            });
-        }
-        let value = R::Reply::from_bytes(payload).map_err(|e| malformed(e.to_string()))?;
+        let value = answer::<R>(seq, buffers.body(reply))?;
         Ok((value, fds))
     }
 
@@ -191,10 +206,10 @@ impl Connection {
         if let Some(other) = buffers.owed {
             self.receive(other, &mut buffers, go_on)?;
         }
-        self.send(code, flags | flag::VERSION, body, fds, go_on)?;
+        self.send_standard(&mut buffers, code, flags, body, fds, go_on)?;
         let owed = Owed { seq: 0, code, name };
-        self.receive(owed, &mut buffers, go_on)
-            .map(|(reply, _)| reply)
+        let (reply, _) = self.receive(owed, &mut buffers, go_on)?;
+        Ok(buffers.body(reply).to_vec())
     }
 
     /// Sends a standard request that has no reply.
@@ -204,8 +219,24 @@ impl Connection {
         body: &[u8],
         go_on: GoOn<'_>,
     ) -> Result<(), Error> {
-        let _turn = lock(&self.buffers);
-        self.send(code, flag::VERSION, body, &[], go_on)
+        let mut buffers = lock(&self.buffers);
+        self.send_standard(&mut buffers, code, 0, body, &[], go_on)
+    }
+
+    fn send_standard(
+        &self,
+        buffers: &mut Buffers,
+        code: u32,
+        flags: u32,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+        go_on: GoOn<'_>,
+    ) -> Result<(), Error> {
+        let flags = flags | flag::VERSION;
+        compose(&mut buffers.output, code, flags, |out| {
+            out.extend_from_slice(body);
+        });
+        self.send(&buffers.output, fds, go_on)
     }
 
     /// A read or write that waits longer than `tick` ends with ETIMEDOUT, or asks whether to go on.
@@ -227,39 +258,19 @@ impl Connection {
         &self.stream
     }
 
-    fn send(
-        &self,
-        code: u32,
-        flags: u32,
-        body: &[u8],
-        fds: &[BorrowedFd<'_>],
-        go_on: GoOn<'_>,
-    ) -> Result<(), Error> {
-        if body.len() > MAX_BODY || fds.len() > MAX_FDS {
+    fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>], go_on: GoOn<'_>) -> Result<(), Error> {
+        if message.len() > HEADER_BYTES + MAX_BODY || fds.len() > MAX_FDS {
             return Err(Error::Invalid(format!(
                 "a message of {} bytes and {} descriptors is too large",
-                body.len(),
+                message.len(),
                 fds.len()
             )));
         }
-        let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
-        for word in [code, flags, body.len() as u32] {
-            message.extend_from_slice(&word.to_ne_bytes());
-        }
-        message.extend_from_slice(body);
-        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
         let mut sent = 0;
         while sent < message.len() {
             // The descriptors travel with the first byte.
-            let control: &[ControlMessage<'_>] = if sent == 0 && !raw.is_empty() {
-                &rights
-            } else {
-                &[]
-            };
-            let iov = [IoSlice::new(&message[sent..])];
-            let flags = MsgFlags::MSG_NOSIGNAL;
-            match sendmsg::<UnixAddr>(self.stream.as_raw_fd(), &iov, control, flags, None) {
+            let fds = if sent == 0 { fds } else { &[] };
+            match self.send_some(&message[sent..], fds) {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) if go_on() => {}
@@ -268,6 +279,17 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// One system call: how many bytes have gone.
+    fn send_some(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+        let (fd, flags) = (self.stream.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+        if fds.is_empty() {
+            return send(fd, bytes, flags);
+        }
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        sendmsg::<UnixAddr>(fd, &[IoSlice::new(bytes)], &rights, flags, None)
     }
 
     /// Reads one reply. Nothing may follow it: the next reply is to a request not yet sent.
@@ -280,6 +302,7 @@ impl Connection {
         let mut fds = Vec::new();
         let mut have = 0;
         let mut want = HEADER_BYTES;
+        buffers.input.truncate(FIRST_READ);
         while have < want {
             if buffers.input.len() < want {
                 buffers.input.resize(want, 0);
@@ -307,12 +330,10 @@ impl Connection {
             return Err(malformed("bytes follow it"));
         }
         buffers.owed = None;
-        let body = buffers.input[HEADER_BYTES..want].to_vec();
-        buffers.input.truncate(FIRST_READ);
-        Ok((body, fds))
+        Ok((want, fds))
     }
 
-    /// One recvmsg: bytes read; none if a tick has passed.
+    /// One system call: bytes read; none if a tick has passed.
     fn read_some(
         &self,
         into: &mut [u8],
@@ -320,31 +341,71 @@ impl Connection {
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Option<usize>, Error> {
         loop {
-            let mut iov = [IoSliceMut::new(into)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let fd = self.stream.as_raw_fd();
-            match recvmsg::<UnixAddr>(fd, &mut iov, Some(&mut *control), flags) {
-                Ok(message) => {
-                    for control in message.cmsgs().into_iter().flatten() {
-                        match control {
-                            ControlMessageOwned::ScmRights(raw) => {
-                                fds.extend(raw.into_iter().map(owned));
-                            }
-                            ControlMessageOwned::ScmCredentials(sender) => {
-                                let pid = sender.pid().max(0) as u32;
-                                self.sender.store(pid, Ordering::Relaxed);
-                            }
-                            _ => {}
-                        }
-                    }
-                    return Ok(Some(message.bytes));
-                }
+            let read = if control.is_empty() {
+                recv(self.stream.as_raw_fd(), into, MsgFlags::empty())
+            } else {
+                self.read_with(into, control, fds)
+            };
+            match read {
+                Ok(n) => return Ok(Some(n)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(e) => return Err(socket_error(e)),
             }
         }
     }
+
+    /// Bytes, and what came beside them.
+    fn read_with(
+        &self,
+        into: &mut [u8],
+        control: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<usize, Errno> {
+        let mut iov = [IoSliceMut::new(into)];
+        let fd = self.stream.as_raw_fd();
+        let message = recvmsg::<UnixAddr>(fd, &mut iov, Some(control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        for control in message.cmsgs().into_iter().flatten() {
+            match control {
+                ControlMessageOwned::ScmRights(raw) => fds.extend(raw.into_iter().map(owned)),
+                ControlMessageOwned::ScmCredentials(sender) => {
+                    let pid = sender.pid().max(0) as u32;
+                    self.sender.store(pid, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+        }
+        Ok(message.bytes)
+    }
+}
+
+/// A whole message, in place of what the buffer held.
+fn compose(out: &mut Vec<u8>, code: u32, flags: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    out.clear();
+    [code, flags, 0].put(out);
+    body(out);
+    let size = (out.len() - HEADER_BYTES) as u32;
+    out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&size.to_ne_bytes());
+}
+
+/// What the body of a reply says to request `seq`.
+fn answer<R: Request>(seq: u64, body: &[u8]) -> Result<R::Reply, Error> {
+    let malformed = |what: String| Error::Malformed {
+        request: R::NAME,
+        what,
+    };
+    let (head, payload) = split_reply(body).map_err(|e| malformed(e.to_string()))?;
+    if head.seq != seq {
+        return Err(malformed(format!("it answers {}, not {seq}", head.seq)));
+    }
+    if head.status != 0 {
+        return Err(Error::Refused {
+            request: R::NAME,
+            errno: head.status.checked_neg().unwrap_or(Errno::EPROTO as i32),
+            text: String::from_utf8_lossy(payload).into_owned(),
+        });
+    }
+    R::Reply::from_bytes(payload).map_err(|e| malformed(e.to_string()))
 }
 
 /// Size of the body that a reply's header announces.

@@ -247,7 +247,7 @@ impl Handshake<'_> {
         let open = |vcpu: Arc<VcpuState>| {
             let (request, ours, theirs) = channel_request(vcpu.server())?;
             self.ask(&request, &[theirs.as_fd()])?;
-            Ok((vcpu, Arc::new(Connection::new(ours))))
+            Ok((vcpu, Arc::new(Connection::plain(ours))))
         };
         vcpus.into_iter().map(open).collect()
     }
@@ -274,7 +274,7 @@ impl Handshake<'_> {
     fn watch(&self) -> Result<Option<Connection>, Error> {
         let (request, ours, theirs) = channel_request(WATCH)?;
         match self.ask(&request, &[theirs.as_fd()]) {
-            Ok(_) => Ok(Some(Connection::new(ours))),
+            Ok(_) => Ok(Some(Connection::plain(ours))),
             Err(Error::Refused { .. }) => Ok(None),
             Err(e) => Err(e),
         }
