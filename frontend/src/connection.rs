@@ -9,18 +9,21 @@
 //! works from any thread and ends a blocked request. A caller may leave while the daemon still owes it a
 //! reply: the next one with the same number takes that reply, another one lets it pass.
 //!
-//! A vCPU's channel carries no descriptors: there a call is one `sendto` and one `recvfrom`, and allocates
+//! A vCPU's channel carries no descriptors: there a call is `sendto`, `poll` and `recvfrom`, and allocates
 //! nothing once its buffers are there. A descriptor that comes all the same is closed by the kernel.
+//! `poll`, although a blocking read would be one call less: who sleeps in a read is also woken when the
+//! daemon takes the request, which costs more.
 #![allow(unsafe_code)] // received descriptors become owned ones in `owned`; argued there
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recv, recvmsg, send,
     sendmsg,
@@ -35,8 +38,6 @@ use crate::sync::lock;
 /// Most descriptors that a reply carries; more are a protocol error. There is room for [`MAX_FDS`], so
 /// that the kernel never cuts the list and every descriptor that came is closed.
 const MAX_REPLY_FDS: usize = 4;
-/// Zero would mean for ever.
-const SHORTEST_TICK: Duration = Duration::from_micros(1);
 /// Replies up to this size are read by one system call.
 const FIRST_READ: usize = 4096;
 
@@ -44,6 +45,8 @@ const FIRST_READ: usize = 4096;
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// In milliseconds; 0 for ever.
+    tick: AtomicU32,
     /// Process that sent the last message, as the kernel says; 0 if it was not asked (SO_PASSCRED).
     sender: AtomicU32,
     /// Held from the first byte of a request to the last of its reply.
@@ -103,6 +106,7 @@ impl Connection {
         };
         Self {
             stream,
+            tick: AtomicU32::new(0),
             sender: AtomicU32::new(0),
             buffers: Mutex::new(buffers),
         }
@@ -240,11 +244,20 @@ impl Connection {
     }
 
     /// A read or write that waits longer than `tick` ends with ETIMEDOUT, or asks whether to go on.
-    pub fn set_tick(&self, tick: Duration) -> Result<(), Error> {
-        let set = |r: std::io::Result<()>| r.map_err(Error::os("setting a deadline"));
-        let tick = Some(tick.max(SHORTEST_TICK));
-        set(self.stream.set_read_timeout(tick))?;
-        set(self.stream.set_write_timeout(tick))
+    pub fn set_tick(&self, tick: Duration) {
+        // Rounded up. Relaxed: a number that goes with nothing else.
+        let millis = tick.as_micros().div_ceil(1000).clamp(1, i32::MAX as u128);
+        self.tick.store(millis as u32, Ordering::Relaxed);
+    }
+
+    /// Waits until the stream is ready, or has ended. `false`: a tick has passed.
+    fn is_ready(&self, events: PollFlags) -> Result<bool, Errno> {
+        let tick = match self.tick.load(Ordering::Relaxed) {
+            0 => PollTimeout::NONE,
+            tick => PollTimeout::try_from(tick).unwrap_or(PollTimeout::MAX),
+        };
+        let mut fds = [PollFd::new(self.stream.as_fd(), events)];
+        poll(&mut fds, tick).map(|ready| ready != 0)
     }
 
     /// Ends the connection; a blocked request returns [`Error::Lost`].
@@ -273,8 +286,13 @@ impl Connection {
             match self.send_some(&message[sent..], fds) {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if go_on() => {}
-                Err(Errno::EAGAIN) if sent > 0 => return Err(Error::Lost),
+                Err(Errno::EAGAIN) => match self.is_ready(PollFlags::POLLOUT) {
+                    Ok(true) | Err(Errno::EINTR) => {}
+                    Ok(false) if go_on() => {}
+                    Ok(false) if sent > 0 => return Err(Error::Lost),
+                    Ok(false) => return Err(socket_error(Errno::EAGAIN)),
+                    Err(e) => return Err(socket_error(e)),
+                },
                 Err(e) => return Err(socket_error(e)),
             }
         }
@@ -283,7 +301,8 @@ impl Connection {
 
     /// One system call: how many bytes have gone.
     fn send_some(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
-        let (fd, flags) = (self.stream.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+        let fd = self.stream.as_raw_fd();
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         if fds.is_empty() {
             return send(fd, bytes, flags);
         }
@@ -333,7 +352,7 @@ impl Connection {
         Ok((want, fds))
     }
 
-    /// One system call: bytes read; none if a tick has passed.
+    /// Bytes read, once there are any; none if a tick has passed.
     fn read_some(
         &self,
         into: &mut [u8],
@@ -341,15 +360,17 @@ impl Connection {
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Option<usize>, Error> {
         loop {
-            let read = if control.is_empty() {
-                recv(self.stream.as_raw_fd(), into, MsgFlags::empty())
-            } else {
-                self.read_with(into, control, fds)
-            };
+            let read = self.is_ready(PollFlags::POLLIN).and_then(|ready| {
+                let n = match (ready, control.is_empty()) {
+                    (false, _) => return Ok(None),
+                    (true, true) => recv(self.stream.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?,
+                    (true, false) => self.read_with(into, control, fds)?,
+                };
+                Ok(Some(n))
+            });
             match read {
-                Ok(n) => return Ok(Some(n)),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(None),
+                Ok(read) => return Ok(read),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(e) => return Err(socket_error(e)),
             }
         }
@@ -364,7 +385,12 @@ impl Connection {
     ) -> Result<usize, Errno> {
         let mut iov = [IoSliceMut::new(into)];
         let fd = self.stream.as_raw_fd();
-        let message = recvmsg::<UnixAddr>(fd, &mut iov, Some(control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let message = recvmsg::<UnixAddr>(
+            fd,
+            &mut iov,
+            Some(control),
+            MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT,
+        )?;
         for control in message.cmsgs().into_iter().flatten() {
             match control {
                 ControlMessageOwned::ScmRights(raw) => fds.extend(raw.into_iter().map(owned)),

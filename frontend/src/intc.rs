@@ -236,7 +236,7 @@ impl Intc {
         let (request, ours, theirs) = channel_request(state.server())?;
         let session = core.ask_session(&request, &[theirs.as_fd()])?;
         let connection = Arc::new(Connection::plain(ours));
-        connection.set_tick(core.options.watch.patience)?;
+        connection.set_tick(core.options.watch.patience);
         state.channel().bring_up(connection, session);
         Ok(())
     }
