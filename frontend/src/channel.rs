@@ -125,6 +125,21 @@ pub(crate) struct Answer<T> {
     pub replayed: bool,
 }
 
+/// A connection and its session.
+type Up = (Arc<Connection>, u64);
+
+impl Link {
+    fn up(&self) -> Option<Up> {
+        match self {
+            Self::Up {
+                connection,
+                session,
+            } => Some((Arc::clone(connection), *session)),
+            Self::Absent | Self::Shut(_) => None,
+        }
+    }
+}
+
 /// The right to have the one outstanding request, and its number.
 struct Turn<'a> {
     channel: &'a Channel,
@@ -182,14 +197,14 @@ impl Channel {
         if patience.persists() {
             may_wait()?;
         }
-        let (turn, mut flags) = self.turn(patience, request)?;
+        let (turn, mut flags, mut now) = self.turn(patience, request)?;
         let unanswered = || Unanswered {
             seq: turn.seq,
             code: R::CODE,
             payload: request.to_bytes(),
         };
         loop {
-            let (connection, session) = match self.up(patience) {
+            let (connection, session) = match now.take().map_or_else(|| self.up(patience), Ok) {
                 Ok(up) => up,
                 Err(e) => {
                     // With the flag it has been sent: it may have run.
@@ -306,8 +321,12 @@ impl Channel {
         Ok(state)
     }
 
-    /// Takes the turn, and gives it a number; with the flags for a first sending.
-    fn turn<R: Request>(&self, patience: Patience, request: &R) -> Result<(Turn<'_>, u32), Error> {
+    /// Takes the turn, and gives it a number; with the flags for a first sending, and the connection if there is one.
+    fn turn<R: Request>(
+        &self,
+        patience: Patience,
+        request: &R,
+    ) -> Result<(Turn<'_>, u32, Option<Up>), Error> {
         let mut state = self.free_turn(patience)?;
         let same = |u: &Unanswered| u.code == R::CODE && u.payload == request.to_bytes();
         if patience == Patience::Now && state.unanswered.as_ref().is_some_and(|u| !same(u)) {
@@ -320,7 +339,7 @@ impl Channel {
             None => (number(&mut state), 0),
         };
         let turn = Turn { channel: self, seq };
-        Ok((turn, flags))
+        Ok((turn, flags, state.link.up()))
     }
 
     /// Waits for a change, as long as `patience` allows.
@@ -348,17 +367,16 @@ impl Channel {
     }
 
     /// The connection, waited for if `patience` says so.
-    fn up(&self, patience: Patience) -> Result<(Arc<Connection>, u64), Error> {
+    fn up(&self, patience: Patience) -> Result<Up, Error> {
         let mut state = lock(&self.state);
         loop {
+            if let Some(up) = state.link.up() {
+                return Ok(up);
+            }
             match &state.link {
-                Link::Up {
-                    connection,
-                    session,
-                } => return Ok((Arc::clone(connection), *session)),
                 Link::Shut(why) => return Err(why.into()),
-                Link::Absent if patience.persists() => state = self.pause(state, patience)?,
-                Link::Absent => return Err(Error::Lost),
+                _ if patience.persists() => state = self.pause(state, patience)?,
+                _ => return Err(Error::Lost),
             }
         }
     }

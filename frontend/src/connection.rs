@@ -25,12 +25,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recv, recvmsg, send,
-    sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, sendmsg,
 };
 use papr_intc_protocol::wire::{
     HEADER_BYTES, MAX_BODY, MAX_FDS, Request, RequestHead, Wire, flag, split_reply,
 };
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::error::Error;
 use crate::sync::lock;
@@ -301,11 +302,12 @@ impl Connection {
 
     /// One system call: how many bytes have gone.
     fn send_some(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+        if fds.is_empty() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            return send(&self.stream, bytes, flags).map_err(errno);
+        }
         let fd = self.stream.as_raw_fd();
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        if fds.is_empty() {
-            return send(fd, bytes, flags);
-        }
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         sendmsg::<UnixAddr>(fd, &[IoSlice::new(bytes)], &rights, flags, None)
@@ -363,7 +365,7 @@ impl Connection {
             let read = self.is_ready(PollFlags::POLLIN).and_then(|ready| {
                 let n = match (ready, control.is_empty()) {
                     (false, _) => return Ok(None),
-                    (true, true) => recv(self.stream.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT)?,
+                    (true, true) => self.read_plain(into)?,
                     (true, false) => self.read_with(into, control, fds)?,
                 };
                 Ok(Some(n))
@@ -374,6 +376,11 @@ impl Connection {
                 Err(e) => return Err(socket_error(e)),
             }
         }
+    }
+
+    fn read_plain(&self, into: &mut [u8]) -> Result<usize, Errno> {
+        let read = recv(&self.stream, into, RecvFlags::DONTWAIT);
+        read.map(|(read, _)| read).map_err(errno)
     }
 
     /// Bytes, and what came beside them.
@@ -459,6 +466,11 @@ fn socket_error(errno: Errno) -> Error {
         Errno::EAGAIN => Error::os("waiting for the daemon")(Errno::ETIMEDOUT),
         e => Error::os("speaking with the daemon")(e),
     }
+}
+
+/// The same number, as the other library has it.
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 fn owned(fd: RawFd) -> OwnedFd {

@@ -5,12 +5,14 @@
 //! is read too much stays here, and the event loop asks for it before it sleeps ([`PlainReader::has_more`]). A
 //! descriptor that is sent all the same is closed by the kernel, since there is no room for it.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
-use super::socket::{HEADER_LEN, Header, Progress, READS_PER_POLL, RawMessage, ReceiveError};
+use super::socket::{
+    HEADER_LEN, Header, Progress, READS_PER_POLL, RawMessage, ReceiveError, errno,
+};
 
 /// Bytes asked for at once: four requests of a vCPU. No channel holds back more than this of what it read too much.
 const WINDOW: usize = 512;
@@ -80,18 +82,15 @@ fn fill(bytes: &mut Vec<u8>, socket: BorrowedFd<'_>) -> Result<Found, ReceiveErr
         }
         let (have, missing) = (bytes.len(), missing(bytes)?);
         bytes.resize(have + missing.max(WINDOW), 0);
-        let read = recv(
-            socket.as_raw_fd(),
-            &mut bytes[have..],
-            MsgFlags::MSG_DONTWAIT,
-        );
+        let read = recv(socket, &mut bytes[have..], RecvFlags::DONTWAIT);
+        let read = read.map(|(read, _)| read);
         bytes.truncate(have + read.unwrap_or(0));
         match read {
-            Ok(0) | Err(Errno::ECONNRESET) if have == 0 => return Ok(Found::End),
-            Ok(0) | Err(Errno::ECONNRESET) => return Err(ReceiveError::Truncated { missing }),
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(Found::Part),
-            Err(error) => return Err(error.into()),
+            Ok(0) | Err(Errno::CONNRESET) if have == 0 => return Ok(Found::End),
+            Ok(0) | Err(Errno::CONNRESET) => return Err(ReceiveError::Truncated { missing }),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(Found::Part),
+            Err(error) => return Err(errno(error).into()),
         }
     }
     Ok(match whole(bytes)? {
@@ -121,10 +120,10 @@ fn missing(bytes: &[u8]) -> Result<usize, ReceiveError> {
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, Read, Write};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, AsRawFd};
     use std::os::unix::net::UnixStream;
 
-    use nix::sys::socket::{ControlMessage, sendmsg};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
     use super::*;
     use crate::server::socket::{MAX_PAPR_BODY, header};

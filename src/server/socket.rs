@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, send, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
+use rustix::net::{SendFlags, send};
 
 #[cfg(test)]
 mod tests;
@@ -525,10 +526,10 @@ pub(super) fn send_bytes(
 
 /// One system call: how many bytes have gone.
 fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
-    let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     if fds.is_empty() {
-        return send(socket.as_raw_fd(), bytes, how);
+        return send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(errno);
     }
+    let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let record = [ControlMessage::ScmRights(&numbers)];
     sendmsg::<()>(
@@ -538,6 +539,11 @@ fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Re
         how,
         None,
     )
+}
+
+/// The same number, as the other library has it.
+pub(super) fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// The header of a message, in host byte order, with the version set.
