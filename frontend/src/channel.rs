@@ -458,8 +458,11 @@ impl Channel {
     fn change(&self, f: impl FnOnce(&mut Link)) {
         let mut state: MutexGuard<'_, State> = lock(&self.state);
         f(&mut state.link);
+        let awaited = state.waiting != 0;
         drop(state);
-        self.changed.notify_all();
+        if awaited {
+            self.changed.notify_all();
+        }
     }
 }
 

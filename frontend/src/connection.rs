@@ -39,6 +39,9 @@ use crate::sync::lock;
 /// Most descriptors that a reply carries; more are a protocol error. There is room for [`MAX_FDS`], so
 /// that the kernel never cuts the list and every descriptor that came is closed.
 const MAX_REPLY_FDS: usize = 4;
+/// Requests that are sent before their replies are read. Descriptors in flight are limited (by the sender's
+/// RLIMIT_NOFILE, for all of its user's processes), and so is what a socket holds.
+const AHEAD: usize = 64;
 /// Replies up to this size are read by one system call.
 const FIRST_READ: usize = 4096;
 
@@ -58,6 +61,8 @@ pub struct Connection {
 struct Buffers {
     output: Vec<u8>,
     input: Vec<u8>,
+    /// Bytes of `input` that have come.
+    have: usize,
     /// Room for what comes beside the bytes: none if no descriptors are expected.
     control: Vec<u8>,
     /// A request whose caller left: its number, code and name. The reply is still to come.
@@ -69,6 +74,16 @@ struct Owed {
     seq: u64,
     code: u32,
     name: &'static str,
+}
+
+impl Owed {
+    fn of<R: Request>(seq: u64) -> Self {
+        Self {
+            seq,
+            code: R::CODE,
+            name: R::NAME,
+        }
+    }
 }
 
 /// Asked each time that the connection's tick has passed without news: go on waiting?
@@ -84,6 +99,18 @@ impl Buffers {
     /// The body of a reply of so many bytes.
     fn body(&self, reply: usize) -> &[u8] {
         self.input.get(HEADER_BYTES..reply).unwrap_or_default()
+    }
+
+    /// Before a reply that nothing precedes.
+    fn begin(&mut self) {
+        self.have = 0;
+        self.input.truncate(FIRST_READ);
+    }
+
+    /// The first reply, of so many bytes, has been looked at.
+    fn pass(&mut self, reply: usize) {
+        self.input.copy_within(reply..self.have, 0);
+        self.have -= reply;
     }
 }
 
@@ -102,6 +129,7 @@ impl Connection {
         let buffers = Buffers {
             output: Vec::new(),
             input: vec![0; FIRST_READ],
+            have: 0,
             control,
             owed: None,
         };
@@ -144,11 +172,7 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
         go_on: GoOn<'_>,
     ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
-        let owed = Owed {
-            seq,
-            code: R::CODE,
-            name: R::NAME,
-        };
+        let owed = Owed::of::<R>(seq);
         let mut buffers = lock(&self.buffers);
         let (reply, fds) = match buffers.owed {
             Some(own) if own.seq == seq && own.code == R::CODE => {
@@ -158,21 +182,48 @@ impl Connection {
                 if let Some(other) = other {
                     self.receive(other, &mut buffers, go_on)?;
                 }
-                let head = RequestHead {
-                    seq,
-                    flags,
-                    zero: 0,
-                };
-                compose(&mut buffers.output, R::CODE, flag::VERSION, |out| {
-                    head.put(out);
-                    request.put(out);
-                });
+                compose_request(&mut buffers.output, seq, flags, request);
                 self.send(&buffers.output, fds, go_on)?;
                 self.receive(owed, &mut buffers, go_on)?
             }
         };
         let value = answer::<R>(seq, buffers.body(reply))?;
         Ok((value, fds))
+    }
+
+    /// Requests of one kind, each with a descriptor, of which [`AHEAD`] are sent before the first is answered. The
+    /// error is of the first that failed.
+    ///
+    /// # Errors
+    /// After any error, a refusal too, the connection must be closed.
+    pub(crate) fn pipeline<R: Request>(
+        &self,
+        requests: impl IntoIterator<Item = Result<(u64, R, OwnedFd), Error>>,
+    ) -> Result<(), Error> {
+        let mut requests = requests.into_iter();
+        let mut buffers = lock(&self.buffers);
+        let mut sent = Vec::with_capacity(AHEAD);
+        loop {
+            for request in requests.by_ref().take(AHEAD) {
+                let (seq, request, fd) = request?;
+                compose_request(&mut buffers.output, seq, 0, &request);
+                self.send(&buffers.output, &[fd.as_fd()], ONE_TICK)?;
+                sent.push(seq);
+            }
+            if sent.is_empty() {
+                return Ok(());
+            }
+            buffers.begin();
+            for seq in sent.drain(..) {
+                let owed = Owed::of::<R>(seq);
+                let (reply, _) = self.receive_next(owed, &mut buffers, ONE_TICK)?;
+                answer::<R>(seq, buffers.body(reply))?;
+                buffers.pass(reply);
+            }
+            if buffers.have > 0 {
+                return Err(malformed(R::NAME, "bytes follow it"));
+            }
+        }
     }
 
     /// As [`exchange`](Self::exchange), if the request that is outstanding, if any, ends within `limit`.
@@ -313,45 +364,56 @@ impl Connection {
         sendmsg::<UnixAddr>(fd, &[IoSlice::new(bytes)], &rights, flags, None)
     }
 
-    /// Reads one reply. Nothing may follow it: the next reply is to a request not yet sent.
+    /// Reads one reply. Nothing may follow it that is no reply to a request already sent.
     fn receive(&self, owed: Owed, buffers: &mut Buffers, go_on: GoOn<'_>) -> Result<Raw, Error> {
-        let malformed = |what: &str| Error::Malformed {
-            request: owed.name,
-            what: what.to_owned(),
-        };
+        buffers.begin();
+        let read = self.receive_next(owed, buffers, go_on)?;
+        if buffers.have > read.0 {
+            return Err(malformed(owed.name, "bytes follow it"));
+        }
+        Ok(read)
+    }
+
+    /// Reads one reply, behind the one before if that is still in the buffer.
+    fn receive_next(
+        &self,
+        owed: Owed,
+        buffers: &mut Buffers,
+        go_on: GoOn<'_>,
+    ) -> Result<Raw, Error> {
         buffers.owed = Some(owed);
         let mut fds = Vec::new();
-        let mut have = 0;
-        let mut want = HEADER_BYTES;
-        buffers.input.truncate(FIRST_READ);
-        while have < want {
+        loop {
+            let header = buffers.input[..buffers.have].first_chunk();
+            let size = header
+                .map(|header| checked_size(header, owed))
+                .transpose()?;
+            let want = HEADER_BYTES + size.unwrap_or(0);
+            if size.is_some() && buffers.have >= want {
+                buffers.owed = None;
+                return Ok((want, fds));
+            }
             if buffers.input.len() < want {
                 buffers.input.resize(want, 0);
             }
-            let Buffers { input, control, .. } = buffers;
-            let n = match self.read_some(&mut input[have..], control, &mut fds)? {
-                Some(n) => n,
-                None if go_on() => continue,
+            let Buffers {
+                input,
+                control,
+                have,
+                ..
+            } = buffers;
+            match self.read_some(&mut input[*have..], control, &mut fds)? {
+                Some(0) => return Err(Error::Lost),
+                Some(n) => *have += n,
+                None if go_on() => {}
                 // Of half a reply the rest could not be told from the next one.
-                None if have > 0 => return Err(malformed("it does not end")),
+                None if *have > 0 => return Err(malformed(owed.name, "it does not end")),
                 None => return Err(socket_error(Errno::EAGAIN)),
-            };
+            }
             if fds.len() > MAX_REPLY_FDS {
-                return Err(malformed("too many descriptors"));
-            }
-            if n == 0 {
-                return Err(Error::Lost);
-            }
-            have += n;
-            if have >= HEADER_BYTES && want == HEADER_BYTES {
-                want += checked_size(input, owed.code).map_err(malformed)?;
+                return Err(malformed(owed.name, "too many descriptors"));
             }
         }
-        if have > want {
-            return Err(malformed("bytes follow it"));
-        }
-        buffers.owed = None;
-        Ok((want, fds))
     }
 
     /// Bytes read, once there are any; none if a tick has passed.
@@ -421,15 +483,24 @@ fn compose(out: &mut Vec<u8>, code: u32, flags: u32, body: impl FnOnce(&mut Vec<
     out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&size.to_ne_bytes());
 }
 
+fn compose_request<R: Request>(out: &mut Vec<u8>, seq: u64, flags: u32, request: &R) {
+    let head = RequestHead {
+        seq,
+        flags,
+        zero: 0,
+    };
+    compose(out, R::CODE, flag::VERSION, |out| {
+        head.put(out);
+        request.put(out);
+    });
+}
+
 /// What the body of a reply says to request `seq`.
 fn answer<R: Request>(seq: u64, body: &[u8]) -> Result<R::Reply, Error> {
-    let malformed = |what: String| Error::Malformed {
-        request: R::NAME,
-        what,
-    };
-    let (head, payload) = split_reply(body).map_err(|e| malformed(e.to_string()))?;
+    let (head, payload) = split_reply(body).map_err(|e| malformed(R::NAME, e))?;
     if head.seq != seq {
-        return Err(malformed(format!("it answers {}, not {seq}", head.seq)));
+        let what = format!("it answers {}, not {seq}", head.seq);
+        return Err(malformed(R::NAME, what));
     }
     if head.status != 0 {
         return Err(Error::Refused {
@@ -438,26 +509,33 @@ fn answer<R: Request>(seq: u64, body: &[u8]) -> Result<R::Reply, Error> {
             text: String::from_utf8_lossy(payload).into_owned(),
         });
     }
-    R::Reply::from_bytes(payload).map_err(|e| malformed(e.to_string()))
+    R::Reply::from_bytes(payload).map_err(|e| malformed(R::NAME, e))
 }
 
 /// Size of the body that a reply's header announces.
-fn checked_size(header: &[u8], code: u32) -> Result<usize, &'static str> {
+fn checked_size(header: &[u8; HEADER_BYTES], owed: Owed) -> Result<usize, Error> {
     let word = |i: usize| {
         let bytes = header[i * 4..].first_chunk().copied();
         bytes.map_or(0, u32::from_ne_bytes)
     };
     let (found, flags, size) = (word(0), word(1), word(2) as usize);
-    if found != code {
-        return Err("it answers another request");
+    let what = if found != owed.code {
+        "it answers another request"
+    } else if flags & flag::VERSION_MASK != flag::VERSION || flags & flag::REPLY == 0 {
+        "its flags are not a reply's"
+    } else if size > MAX_BODY {
+        "it is too large"
+    } else {
+        return Ok(size);
+    };
+    Err(malformed(owed.name, what))
+}
+
+fn malformed(request: &'static str, what: impl ToString) -> Error {
+    Error::Malformed {
+        request,
+        what: what.to_string(),
     }
-    if flags & flag::VERSION_MASK != flag::VERSION || flags & flag::REPLY == 0 {
-        return Err("its flags are not a reply's");
-    }
-    if size > MAX_BODY {
-        return Err("it is too large");
-    }
-    Ok(size)
 }
 
 fn socket_error(errno: Errno) -> Error {
