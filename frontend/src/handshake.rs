@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::wire::handshake::{
-    CheckShm, GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, verdict,
+    CheckShm, GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, feature, verdict,
 };
 use papr_intc_protocol::wire::machine::{Quiesce, Resume};
 use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
@@ -37,6 +37,8 @@ pub(crate) struct Introduced {
     held: u64,
     /// As [`Topology::features`].
     features: u64,
+    /// It fences our threads where it waits for them.
+    fences: bool,
 }
 
 /// What a handshake achieved.
@@ -89,6 +91,7 @@ pub(crate) fn introduce(
         verdict: hello.verdict,
         held: hello.generation,
         features,
+        fences: hello.features & core.hello_features() & feature::MEMBARRIER != 0,
     })
 }
 
@@ -135,6 +138,7 @@ pub(crate) fn establish(
         core.adopted.store(true, Ordering::Relaxed);
     }
     topology.features = introduced.features;
+    core.leave_fences_to_daemon(introduced.fences)?;
     // As it is now: the introduction of an upgrade may be old. Before START, which is when it writes first.
     let log = lock(&core.log).clone();
     if let Some(log) = &log {
@@ -190,7 +194,7 @@ impl Handshake<'_> {
             // In remote mode too: the VMM may want mapped mode later, under this daemon.
             plane_abi: OWN.plane,
             zero: 0,
-            features: 0,
+            features: self.core.hello_features(),
             generation: topology.shm.as_ref().map_or(0, Shm::generation),
             name: Text(self.core.options.name.clone()),
         };

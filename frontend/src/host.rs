@@ -135,6 +135,11 @@ impl Host for FrontHost {
     }
 
     #[inline]
+    fn entry_stored(&self, gpa: u64) {
+        self.ram.mark_dirty(gpa);
+    }
+
+    #[inline]
     fn kick(&self, server: u32) {
         if KICKS.try_with(|kicks| kicks.add(server)) != Ok(true) {
             (self.kick)(server);

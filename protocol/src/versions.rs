@@ -5,6 +5,8 @@
 //! made of the same code (`examples/next_daemon`).
 
 use crate::layout::header::{HeaderError, incompat};
+use crate::layout::membarrier;
+use crate::wire::handshake::feature;
 use crate::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 
 /// The versions of one build.
@@ -27,6 +29,8 @@ pub struct Versions {
     pub incompat_known: u64,
     /// Those of them whose thing it uses: set when it starts.
     pub incompat_used: u64,
+    /// Feature bits of HELLO that this build has, where the machine has them too.
+    pub features: u32,
     /// Name and version, for people.
     pub build: &'static str,
 }
@@ -43,6 +47,7 @@ impl Versions {
             compat_flags: 0,
             incompat_known: incompat::LOADING,
             incompat_used: 0,
+            features: feature::MEMBARRIER,
             build,
         }
     }
@@ -52,6 +57,14 @@ impl Versions {
         let highest = max.min(self.protocol_max);
         let lowest = min.max(self.protocol_min);
         (lowest <= highest).then_some(highest)
+    }
+
+    /// The feature bits of HELLO that this process can offer here.
+    pub fn features_here(&self) -> u32 {
+        match membarrier::is_available() {
+            true => self.features,
+            false => self.features & !feature::MEMBARRIER,
+        }
     }
 
     /// The layout, if the other side's range has it.

@@ -59,7 +59,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             protocol,
             layout,
             verdict: if maps { verdict::MAP } else { verdict::DEMOTE },
-            features: 0,
+            features: hello.features & v.features_here(),
             max_body: MAX_BODY as u32,
             max_fds: MAX_FDS as u32,
             max_sources: MAX_SOURCES,

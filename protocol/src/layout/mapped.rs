@@ -5,12 +5,13 @@
 #![allow(unsafe_code)] // a mapping is seen as a slice of atomics; two blocks, argued below
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::geometry::Geometry;
+use super::membarrier;
 use super::storage::{AtomicWord, Page, Storage, Table, TableStorage, relax_thread};
 
 const PROT_READ: i32 = 1;
@@ -54,6 +55,8 @@ pub struct MappedStorage {
     geometry: Geometry,
     tables: Zone,
     pages: Zone,
+    /// The daemon fences this process when it has to: see [`membarrier`].
+    fenced_by_daemon: AtomicBool,
 }
 
 impl MappedStorage {
@@ -75,12 +78,28 @@ impl MappedStorage {
             geometry,
             tables,
             pages,
+            fenced_by_daemon: AtomicBool::new(false),
         })
     }
 
     /// The machine's offsets.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Whether transitions leave the fence of [P-3] to the daemon: this process has registered, and the daemon that
+    /// waits for its transitions knows.
+    ///
+    /// Who takes it back waits for a fence everywhere and then for the transitions under way
+    /// ([`GracePeriod`](crate::plane::epoch::GracePeriod)) before it lets a daemon that does not know begin.
+    pub fn set_fenced_by_daemon(&self, by_daemon: bool) {
+        // Relaxed: a thread that reads the old value has stored its epoch before, see `fence_inside`.
+        self.fenced_by_daemon.store(by_daemon, Ordering::Relaxed);
+    }
+
+    /// As set.
+    pub fn is_fenced_by_daemon(&self) -> bool {
+        self.fenced_by_daemon.load(Ordering::Relaxed)
     }
 }
 
@@ -97,6 +116,30 @@ impl Storage for MappedStorage {
     #[inline]
     fn fence(&self) {
         fence(Ordering::SeqCst);
+    }
+    #[inline]
+    fn fence_inside(&self) {
+        // The epoch's store, the look at the flag, the state word's load stay in this order in the program, which is
+        // all that `membarrier` asks of this side.
+        compiler_fence(Ordering::SeqCst);
+        if !self.fenced_by_daemon.load(Ordering::Relaxed) {
+            fence(Ordering::SeqCst);
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+    fn fence_everywhere(&self) -> bool {
+        fence(Ordering::SeqCst);
+        // Where it is not to be had nobody was told to rely on it.
+        !membarrier::is_available() || membarrier::everywhere()
+    }
+    #[inline]
+    fn fence_after_rmw(&self) {
+        if cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
+            // A locked instruction orders all that came before it, stores too, with all that comes after.
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
     }
     #[inline]
     fn relax(&self, spins: u32) {
@@ -201,6 +244,13 @@ impl Storage for OwnedStorage {
     #[inline]
     fn fence(&self) {
         self.0.fence();
+    }
+    fn fence_everywhere(&self) -> bool {
+        self.0.fence_everywhere()
+    }
+    #[inline]
+    fn fence_after_rmw(&self) {
+        self.0.fence_after_rmw();
     }
     #[inline]
     fn relax(&self, spins: u32) {

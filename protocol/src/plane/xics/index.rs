@@ -87,7 +87,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         let leaf = n.0 / WORD;
         // Pairs with the fence in `clear_stale`: a leaf bit found set is not cleared by somebody who
         // did not see the source word.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
         Self::set_bit(
             self.storage.page(Page::PendingLeaf(leaf)),
             1 << (n.0 % WORD),
@@ -99,12 +99,12 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         // Pairs with the fence after the root was taken in `walk`: a root bit found set is not taken
         // by a pass that misses the leaf. The ICP's load comes after it too, and pairs with the
         // fence at the start of `walk`.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
         if let Some(root) = self.root(server)
             && Self::set_bit(root, 1 << self.slice_of(leaf))
         {
             // The same pair, for the root bit just set.
-            self.storage.fence();
+            self.storage.fence_after_rmw();
         }
     }
 
@@ -113,7 +113,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         let root = self.root(server)?;
         // Opener's half of the look-again pair: ICP swap, fence, root, leaf, source. The giver's:
         // source, leaf, root, fence (`index`), ICP.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
         if root.load(SeqCst) == 0 {
             return None;
         }
@@ -123,7 +123,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         } else {
             let taken = root.swap(0, SeqCst);
             // Pairs with the fence between leaf and root in `index`.
-            self.storage.fence();
+            self.storage.fence_after_rmw();
             taken
         };
         Some(Walk {
@@ -200,7 +200,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
             .page(Page::PendingLeaf(n.0 / WORD))
             .fetch_and(!(1 << (n.0 % WORD)), SeqCst);
         // Pairs with the first fence in `index`.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
     }
 
     /// Clears the whole index. Only while nothing else runs.

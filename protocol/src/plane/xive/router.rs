@@ -87,8 +87,17 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             let lock = self.lock_end(end)?;
             let eas = self.eas(lisn);
             if self.target_end(eas) == Some(end) {
-                if self.enqueue(end, eas::eisn(eas), lock) {
+                let (notify, stored) = self.enqueue(end, eas::eisn(eas), lock);
+                if notify {
                     self.present(end >> 3, (end & 7) as u8);
+                }
+                if let Some(gpa) = stored {
+                    match notify {
+                        // The presenter has swapped the ring.
+                        true => self.storage.fence_after_rmw(),
+                        false => self.storage.fence(),
+                    }
+                    self.host.entry_stored(gpa);
                 }
                 return Ok(());
             }
@@ -98,23 +107,22 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
         Ok(())
     }
 
-    /// Writes an entry, advances and unlocks. Returns whether the presenter is to be told.
+    /// Writes an entry, advances and unlocks. Returns whether the presenter is to be told, and where the entry is.
     #[inline]
-    fn enqueue(&self, end: u32, eisn: u32, lock: EndLock<'_, S::Word>) -> bool {
+    fn enqueue(&self, end: u32, eisn: u32, lock: EndLock<'_, S::Word>) -> (bool, Option<u64>) {
         let mut cursor = lock.cursor;
         let Some(queue) = self.queue(end, cursor) else {
             lock.unlock(cursor);
-            return false;
+            return (false, None);
         };
         // The index is a shared word's: reduced to the queue, whatever somebody wrote there.
         let index = cursor & cursor::INDEX & (queue.entries - 1);
         let generation = u32::from(cursor & cursor::GENERATION != 0);
         let entry = generation << 31 | eisn;
+        let gpa = queue.address + 4 * index;
         // A failed write leaves the index and notifies all the same (xive.md §3.4).
-        if self
-            .host
-            .write_queue_entry(queue.address + 4 * index, entry)
-        {
+        let stored = self.host.write_queue_entry(gpa, entry);
+        if stored {
             cursor = advance(cursor & !cursor::INDEX | index, queue.entries);
         }
         let mut notify = true;
@@ -124,7 +132,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             notify = due;
         }
         lock.unlock(cursor);
-        notify
+        (notify, stored.then_some(gpa))
     }
 
     /// Takes the lock of an END. A thread of the VMM waits as long as it takes (a holder waits for
