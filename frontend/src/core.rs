@@ -342,8 +342,7 @@ impl Core {
     ) -> Outcome<T> {
         let plane = &mapped.plane;
         let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
-        plane.host().deliver();
-        if let Some(lisn) = plane.host().take_resample() {
+        if let Some(lisn) = plane.host().deliver() {
             self.resample(lisn);
         }
         outcome

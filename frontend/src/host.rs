@@ -17,21 +17,38 @@ pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
 
 const DEFERRED: usize = 8;
 
-/// Kicks of the transition that this thread runs.
-struct Deferred {
+/// No source.
+const NOTHING: u32 = u32::MAX;
+
+/// What the transition that this thread runs owes the VMM.
+struct Owed {
+    /// How many of `servers` are to be kicked.
     count: Cell<usize>,
     servers: [Cell<u32>; DEFERRED],
+    /// The source whose resamplefds are due; a transition ends one source at most.
+    resample: Cell<u32>,
 }
 
-impl Deferred {
-    /// Remembers a server, once.
+impl Owed {
+    /// Remembers a server, once. `false`: it has to be kicked now.
     #[inline]
-    fn add(&self, server: u32) -> bool {
+    fn kick(&self, server: u32) -> bool {
+        if self.count.get() > 0 {
+            return self.kick_too(server);
+        }
+        self.servers[0].set(server);
+        self.count.set(1);
+        true
+    }
+
+    #[cold]
+    fn kick_too(&self, server: u32) -> bool {
         let count = self.count.get();
         if self.servers.iter().take(count).any(|s| s.get() == server) {
             return true;
         }
         let Some(free) = self.servers.get(count) else {
+            // An error: the thread is ending.
             return MORE.try_with(|more| more.borrow_mut().push(server)).is_ok();
         };
         free.set(server);
@@ -40,17 +57,17 @@ impl Deferred {
     }
 }
 
-/// No source.
-const NOTHING: u32 = u32::MAX;
-
 thread_local! {
-    static KICKS: Deferred = const {
-        Deferred { count: Cell::new(0), servers: [const { Cell::new(0) }; DEFERRED] }
+    /// Without a destructor: it is there as long as its thread runs.
+    static OWED: Owed = const {
+        Owed {
+            count: Cell::new(0),
+            servers: [const { Cell::new(0) }; DEFERRED],
+            resample: Cell::new(NOTHING),
+        }
     };
-    /// Those that do not fit there.
+    /// The servers that do not fit there.
     static MORE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// The source whose resamplefds are due; a transition ends one source at most.
-    static RESAMPLE: Cell<u32> = const { Cell::new(NOTHING) };
 }
 
 /// The front-end as an executor.
@@ -84,46 +101,35 @@ impl FrontHost {
         }
     }
 
-    /// The source whose resamplefds this thread's last transition made due. Asked outside of any epoch.
+    /// Gives the kicks that this thread's last transition left to the VMM, and returns the source whose resamplefds it
+    /// made due. Called outside of any epoch.
     #[inline]
-    pub(crate) fn take_resample(&self) -> Option<u32> {
-        let lisn = RESAMPLE.try_with(Cell::get).unwrap_or(NOTHING);
-        if lisn == NOTHING {
-            return None;
-        }
-        let _ = RESAMPLE.try_with(|r| r.set(NOTHING));
-        Some(lisn)
-    }
-
-    /// Gives the remembered kicks of this thread to the VMM. Called outside of any epoch.
-    #[inline]
-    pub(crate) fn deliver(&self) {
-        // An error: the thread is ending, and `kick` called back at once.
-        if KICKS.try_with(|kicks| kicks.count.get()).unwrap_or(0) > 0 {
-            self.deliver_some();
-        }
-    }
-
-    #[inline]
-    fn deliver_some(&self) {
-        // Taken before the callbacks, which may start transitions of their own.
-        let taken = KICKS.try_with(|kicks| {
-            let count = kicks.count.replace(0);
-            (count, kicks.servers.each_ref().map(Cell::get))
-        });
-        let (count, servers) = taken.unwrap_or((0, [0; DEFERRED]));
-        for server in servers.iter().take(count) {
-            (self.kick)(*server);
-        }
-        if count == DEFERRED {
-            self.deliver_more();
-        }
+    pub(crate) fn deliver(&self) -> Option<u32> {
+        OWED.with(|owed| {
+            // Taken before the callbacks, which may start transitions of their own.
+            let resample = owed.resample.replace(NOTHING);
+            match owed.count.get() {
+                0 => {}
+                1 => {
+                    owed.count.set(0);
+                    (self.kick)(owed.servers[0].get());
+                }
+                _ => self.deliver_many(owed),
+            }
+            (resample != NOTHING).then_some(resample)
+        })
     }
 
     #[cold]
-    fn deliver_more(&self) {
-        for server in MORE.try_with(RefCell::take).unwrap_or_default() {
-            (self.kick)(server);
+    fn deliver_many(&self, owed: &Owed) {
+        let servers = owed.servers.each_ref().map(Cell::get);
+        let count = owed.count.replace(0);
+        let more = match count {
+            DEFERRED => MORE.try_with(RefCell::take).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        for server in servers[..count].iter().chain(&more) {
+            (self.kick)(*server);
         }
     }
 }
@@ -141,15 +147,14 @@ impl Host for FrontHost {
 
     #[inline]
     fn kick(&self, server: u32) {
-        if KICKS.try_with(|kicks| kicks.add(server)) != Ok(true) {
+        if !OWED.with(|owed| owed.kick(server)) {
             (self.kick)(server);
         }
     }
 
     #[inline]
     fn resample(&self, lisn: u32) {
-        // An error: the thread is ending; the mark in the source's word stays for the next look.
-        let _ = RESAMPLE.try_with(|r| r.set(lisn));
+        OWED.with(|owed| owed.resample.set(lisn));
     }
 
     fn is_dead(&self, generation: u16) -> bool {

@@ -319,6 +319,7 @@ impl<S: Storage, H: Host> Plane<S, H> {
     }
 
     /// One event of a device. Recorded while the gate is latched; never `Latched`.
+    #[inline]
     pub fn trigger(&self, epoch: u32, lisn: u32) -> Outcome<()> {
         self.device(epoch, |c| c.trigger(lisn))
     }
@@ -329,11 +330,13 @@ impl<S: Storage, H: Host> Plane<S, H> {
     }
 
     /// A guest's load at `offset` of the ESB space. 0 while XICS is active.
+    #[inline]
     pub fn esb_load(&self, epoch: u32, offset: u64, size: u8) -> Outcome<u64> {
         self.guest(epoch, |c| Some(dispatch::esb_load(c, offset, size)))
     }
 
     /// A guest's store in the ESB space. Ignored while XICS is active.
+    #[inline]
     pub fn esb_store(&self, epoch: u32, offset: u64, size: u8, value: u64) -> Outcome<()> {
         self.guest(epoch, |c| {
             dispatch::esb_store(c, offset, size, value);
@@ -342,6 +345,7 @@ impl<S: Storage, H: Host> Plane<S, H> {
     }
 
     /// A load of vCPU `server` at `offset` of the TIMA space. 0 while XICS is active.
+    #[inline]
     pub fn tima_load(&self, epoch: u32, server: u32, offset: u64, size: u8) -> Outcome<u64> {
         let loaded = self.guest(epoch, |c| {
             Some(dispatch::tima_load(c, server, offset, size))
@@ -355,6 +359,7 @@ impl<S: Storage, H: Host> Plane<S, H> {
     }
 
     /// A store of vCPU `server` in the TIMA space. Ignored while XICS is active.
+    #[inline]
     pub fn tima_store(
         &self,
         epoch: u32,
@@ -371,6 +376,7 @@ impl<S: Storage, H: Host> Plane<S, H> {
 
     /// A hypercall of vCPU `server`; `args` are r4 to r12, changed as the call says, and r3 comes
     /// back. An opcode that is not an interrupt call gets H_FUNCTION.
+    #[inline]
     pub fn hcall(
         &self,
         epoch: u32,
