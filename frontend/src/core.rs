@@ -315,7 +315,7 @@ impl Core {
 
     /// Runs a transition here, waiting while the gate is latched, unless `channel` is cancelled. `None`: it
     /// must be sent.
-    #[inline]
+    #[inline(always)]
     pub fn local<T>(
         &self,
         channel: &Channel,
@@ -334,7 +334,7 @@ impl Core {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn run_once<T>(
         &self,
         mapped: &Mapped,
