@@ -39,7 +39,8 @@ impl Zone {
         // the same memory, which is why the elements are atomics; nothing here or elsewhere forms a plain
         // reference into it. The memfd is sealed against shrinking by its creator and both openers check the
         // seal, so that the pages exist. In a zone mapped read-only only `Storage::table` reads, it never stores.
-        let words = unsafe { std::slice::from_raw_parts(region.as_ptr().cast(), region.size() / 8) };
+        let words =
+            unsafe { std::slice::from_raw_parts(region.as_ptr().cast(), region.size() / 8) };
         Ok(Self {
             words,
             _region: region,

@@ -156,7 +156,8 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
         }
     }
 
-    fn settle_all(&self, mut work: Work) {
+    // By value, as what else is out of line: so the rest of a transition keeps these references in registers.
+    fn settle_all(self, mut work: Work) {
         for _ in 0..self.attempts() {
             work = match work {
                 Work::Done => return,

@@ -24,7 +24,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
-    fn pass_along(&self, mut walk: Walk) {
+    fn pass_along(self, mut walk: Walk) {
         while let Some(n) = self.next_source(&mut walk) {
             let work = self.meet(n, &mut walk);
             self.settle(work);
