@@ -6,6 +6,7 @@
 //! | protocol | N to N + 1 | HELLO chooses N with a front-end of today |
 //! | plane ABI | N + 1, goes on with memory of N | DEMOTE to a front-end of today: remote mode |
 //! | compat flag bit 63 | set in every memory that it serves | a daemon of today does not mind |
+//! | features of HELLO | none | threads of a front-end make their own fences |
 //! | incompat flag bit 63 | known, set with `--use-next` | a daemon of today refuses the memory from then on |
 //!
 //! No message and no bit means anything else than in papr-intc: what is new is that the numbers differ.
@@ -40,6 +41,7 @@ fn versions(use_next: bool) -> Versions {
         compat_flags: now.compat_flags | NEXT_FLAG,
         incompat_known: now.incompat_known | NEXT_FLAG,
         incompat_used: if use_next { NEXT_FLAG } else { 0 },
+        features: 0,
         ..now
     }
 }

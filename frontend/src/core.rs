@@ -13,14 +13,11 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
-use papr_intc_protocol::layout::membarrier;
 use papr_intc_protocol::layout::words::run;
 use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Page, Storage};
-use papr_intc_protocol::plane::epoch::GracePeriod;
 use papr_intc_protocol::plane::thread::Thread;
 use papr_intc_protocol::plane::{Controller, LevelInput, Outcome, Plane};
 use papr_intc_protocol::wire::Request;
-use papr_intc_protocol::wire::handshake::feature;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
 use crate::change::{OnChange, OnThread};
@@ -28,6 +25,7 @@ use crate::channel::{self, Channel, Patience, Shut, Watcher};
 use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
+use crate::fences::Fences;
 use crate::host::{FrontHost, Kick, Running};
 use crate::io_thread::{Intake, Irqfd, Sink};
 use crate::outage;
@@ -113,9 +111,6 @@ pub enum Absence {
     Busy(Duration),
 }
 
-/// Between two looks at the transitions that a change of fences waits for.
-const GRACE_LOOK: Duration = Duration::from_micros(50);
-
 /// The plane of the mapped mode, as the front-end runs it.
 pub(crate) type FrontPlane = Plane<MappedStorage, FrontHost>;
 
@@ -191,10 +186,7 @@ pub(crate) struct Core {
     remote: AtomicBool,
     /// The first daemon held the memory of a VMM before this one.
     pub adopted: AtomicBool,
-    /// The kernel fences the threads of this process for whoever asks.
-    registered: bool,
-    /// The daemon asks it where it has to: transitions go without. Changed with the topology's lock held.
-    fenced_by_daemon: AtomicBool,
+    pub fences: Fences,
 }
 
 impl Core {
@@ -232,8 +224,7 @@ impl Core {
             dead: Arc::new(AtomicU64::new(0)),
             remote: AtomicBool::new(executor == Executor::Daemon),
             adopted: AtomicBool::new(false),
-            registered: membarrier::register(),
-            fenced_by_daemon: AtomicBool::new(false),
+            fences: Fences::new(),
             options,
         })
     }
@@ -278,8 +269,7 @@ impl Core {
         }
         let storage = shm::map(shm, self.geometry, &self.options.machine)?;
         self.store_dead(&storage);
-        // Relaxed: under the topology's lock.
-        storage.set_fenced_by_daemon(self.fenced_by_daemon.load(Ordering::Relaxed));
+        self.fences.apply(&storage);
         let dead = Arc::clone(&self.dead);
         let doubt: Arc<dyn Fn() + Send + std::marker::Sync> = {
             let signals = Arc::clone(&self.signals);
@@ -292,39 +282,11 @@ impl Core {
         Ok(self.mapped.get_or_init(|| Mapped { plane, slots }))
     }
 
-    /// Feature bits for HELLO.
-    pub fn hello_features(&self) -> u32 {
-        match self.registered {
-            true => feature::MEMBARRIER,
-            false => 0,
-        }
-    }
-
-    /// The daemon that is about to begin fences our threads where it waits for them, or does not. The topology's lock
-    /// is held.
+    /// The daemon that is about to begin fences our threads where it waits for them, or does not.
     pub fn leave_fences_to_daemon(&self, leave: bool) -> Result<(), Error> {
-        if let Some(mapped) = self.mapped.get() {
-            let storage = mapped.plane.storage();
-            storage.set_fenced_by_daemon(leave);
-            // Relaxed: under the lock, as the store below. It tells after a failure too that this wait is owed.
-            if !leave && self.fenced_by_daemon.load(Ordering::Relaxed) {
-                // A thread that found the flag up may be inside without a fence. None is once those are out that
-                // are inside behind a fence of everybody.
-                let end = Instant::now() + self.options.watch.message;
-                let mut grace = GracePeriod::begin(storage, &self.geometry);
-                while !grace.poll(storage) {
-                    if Instant::now() > end {
-                        return Err(Error::Unfit(
-                            "it does not fence our threads, and one of them does not end"
-                                .to_owned(),
-                        ));
-                    }
-                    std::thread::sleep(GRACE_LOOK);
-                }
-            }
-        }
-        self.fenced_by_daemon.store(leave, Ordering::Relaxed);
-        Ok(())
+        let storage = self.mapped.get().map(|mapped| mapped.plane.storage());
+        let patience = self.options.watch.message;
+        self.fences.leave(leave, storage, patience)
     }
 
     /// Runs a transition here, waiting while the gate is latched, unless `channel` is cancelled. `None`: it

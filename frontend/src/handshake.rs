@@ -91,7 +91,7 @@ pub(crate) fn introduce(
         verdict: hello.verdict,
         held: hello.generation,
         features,
-        fences: hello.features & core.hello_features() & feature::MEMBARRIER != 0,
+        fences: hello.features & core.fences.features() & feature::MEMBARRIER != 0,
     })
 }
 
@@ -194,7 +194,7 @@ impl Handshake<'_> {
             // In remote mode too: the VMM may want mapped mode later, under this daemon.
             plane_abi: OWN.plane,
             zero: 0,
-            features: self.core.hello_features(),
+            features: self.core.fences.features(),
             generation: topology.shm.as_ref().map_or(0, Shm::generation),
             name: Text(self.core.options.name.clone()),
         };

@@ -36,6 +36,7 @@ mod error;
 mod event;
 #[cfg(test)]
 mod fake_peer;
+mod fences;
 mod guest_ram;
 mod handshake;
 mod host;
