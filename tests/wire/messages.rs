@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use nix::libc;
-use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_protocol::layout::{Compat, IcMode, Machine, membarrier};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
 use papr_intc_protocol::wire::guest::*;
 use papr_intc_protocol::wire::handshake::*;
@@ -48,6 +48,27 @@ fn hello_tells_versions_limits_and_state() {
     start(&main, executor::DAEMON).unwrap();
     let hello = main.hello();
     assert_eq!((hello.state, hello.generation), (state::SERVING, 1));
+}
+
+#[test]
+fn hello_answers_the_features_that_both_sides_have() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let both = |features| {
+        let hello = Hello {
+            features,
+            ..client::hello()
+        };
+        main.call(&hello).unwrap().features
+    };
+    assert_eq!(both(0), 0);
+    let here = match membarrier::is_available() {
+        true => feature::MEMBARRIER,
+        false => 0,
+    };
+    assert_eq!(both(feature::MEMBARRIER), here);
+    assert_eq!(both(!feature::MEMBARRIER), 0);
+    assert_eq!(both(u32::MAX), here);
 }
 
 #[test]
