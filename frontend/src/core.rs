@@ -262,7 +262,7 @@ impl Core {
         if let Some(mapped) = self.mapped.get() {
             return Ok(mapped);
         }
-        let storage = shm::map(shm, self.geometry, &self.options.machine)?;
+        let storage = shm::map(shm, &self.options.machine)?;
         self.store_dead(&storage);
         // Relaxed: under the topology's lock.
         storage.set_fenced_by_daemon(self.fenced_by_daemon.load(Ordering::Relaxed));
@@ -272,8 +272,7 @@ impl Core {
             Arc::new(move || signals.doubt_any())
         };
         let host = FrontHost::new(Arc::clone(&self.ram), Arc::clone(&self.kick), dead, doubt);
-        let plane = Plane::new(storage, host, self.options.machine)
-            .ok_or_else(|| Error::Invalid("the machine has no geometry".to_owned()))?;
+        let plane = Plane::on(storage, host, self.options.machine, shm.geometry);
         let slots = Slots::new(self.geometry.epochs());
         Ok(self.mapped.get_or_init(|| Mapped { plane, slots }))
     }
