@@ -17,7 +17,8 @@ use papr_intc_protocol::layout::membarrier;
 use papr_intc_protocol::layout::words::run;
 use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Page, Storage};
 use papr_intc_protocol::plane::epoch::GracePeriod;
-use papr_intc_protocol::plane::{LevelInput, Outcome, Plane};
+use papr_intc_protocol::plane::thread::Thread;
+use papr_intc_protocol::plane::{Controller, LevelInput, Outcome, Plane};
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::handshake::feature;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
@@ -27,7 +28,7 @@ use crate::channel::{self, Channel, Patience, Shut, Watcher};
 use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
-use crate::host::{FrontHost, Kick};
+use crate::host::{FrontHost, Kick, Running};
 use crate::io_thread::{Intake, Irqfd, Sink};
 use crate::outage;
 use crate::ram::Ram;
@@ -122,6 +123,19 @@ pub(crate) type FrontPlane = Plane<MappedStorage, FrontHost>;
 pub(crate) struct Mapped {
     pub plane: FrontPlane,
     slots: Arc<Slots>,
+}
+
+/// A thread of ours in one transition.
+pub(crate) type FrontThread<'a> = Thread<'a, MappedStorage, Running<'a>>;
+
+impl Mapped {
+    /// Looks at the words, outside of any transition; kicks nobody.
+    pub fn look<T>(
+        &self,
+        look: impl FnOnce(&Controller<'_, MappedStorage, Running<'_>>) -> T,
+    ) -> T {
+        look(&self.plane.controller_on(&self.plane.host().run()))
+    }
 }
 
 /// What the next daemon has to be told, beside the vCPUs.
@@ -314,11 +328,11 @@ impl Core {
 
     /// Runs a transition here, waiting while the gate is latched, unless `channel` is cancelled. `None`: it
     /// must be sent.
-    #[inline]
+    #[inline(always)]
     pub fn local<T>(
         &self,
         channel: &Channel,
-        mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
     ) -> Result<Option<T>, Error> {
         let Some(mapped) = self.mapped.get() else {
             return Ok(None);
@@ -333,16 +347,17 @@ impl Core {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn run_once<T>(
         &self,
         mapped: &Mapped,
-        transition: &mut impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+        transition: &mut impl FnMut(&FrontThread<'_>) -> Outcome<T>,
     ) -> Outcome<T> {
         let plane = &mapped.plane;
-        let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
-        plane.host().deliver();
-        if let Some(lisn) = plane.host().take_resample() {
+        let running = plane.host().run();
+        let in_epoch = |epoch| transition(&plane.thread_on(&running, epoch));
+        let outcome = mapped.slots.with(in_epoch);
+        if let Some(lisn) = running.deliver() {
             self.resample(lisn);
         }
         outcome
@@ -354,7 +369,7 @@ impl Core {
         &self,
         channel: &Channel,
         mapped: &Mapped,
-        mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
     ) -> Result<Option<T>, Error> {
         let mut wait = GateWait::default();
         loop {
@@ -397,7 +412,7 @@ impl Core {
     fn resample(&self, lisn: u32) {
         self.intake.resample(lisn);
         if let Some(mapped) = self.mapped.get() {
-            mapped.plane.controller().resampled(lisn);
+            mapped.look(|c| c.resampled(lisn));
         }
     }
 
@@ -407,14 +422,14 @@ impl Core {
             return;
         };
         for lisn in self.intake.levels() {
-            if mapped.plane.controller().resample_due(lisn) {
+            if mapped.look(|c| c.resample_due(lisn)) {
                 self.resample(lisn);
             }
         }
     }
 
     pub fn trigger(&self, lisn: u32) -> Result<(), Error> {
-        match self.local(&self.main, |plane, epoch| plane.trigger(epoch, lisn))? {
+        match self.local(&self.main, move |thread| thread.trigger(lisn))? {
             Some(()) => Ok(()),
             None => self.ask(&Trigger { lisn, zero: 0 }),
         }
@@ -423,8 +438,8 @@ impl Core {
     /// A level irqfd had a count.
     fn assert(&self, irqfd: &Irqfd) -> Result<(), Error> {
         let (lisn, input) = (irqfd.lisn, LevelInput::Irqfd);
-        let ran = self.local(&self.main, |plane, epoch| {
-            plane.set_level(epoch, lisn, input, true)
+        let ran = self.local(&self.main, move |thread| {
+            thread.set_level(lisn, input, true)
         })?;
         if ran.is_none() {
             // The executor has changed in this moment: the count is the daemon's to read.
@@ -435,8 +450,8 @@ impl Core {
 
     pub fn set_level(&self, lisn: u32, level: bool) -> Result<(), Error> {
         let input = LevelInput::Vmm;
-        let ran = self.local(&self.main, |plane, epoch| {
-            plane.set_level(epoch, lisn, input, level)
+        let ran = self.local(&self.main, move |thread| {
+            thread.set_level(lisn, input, level)
         })?;
         match ran {
             Some(()) => Ok(()),

@@ -82,13 +82,21 @@ impl GuestRam {
         stored
     }
 
+    /// The region of an address and where in it. A VMM has few regions, and the queues are in the first as a rule.
+    #[inline]
+    fn region(&self, gpa: u64) -> Option<(&GuestRegion, usize)> {
+        self.memory.iter().find_map(|region| {
+            let at = gpa.wrapping_sub(region.start_addr().0);
+            (at < region.len()).then_some((region, at as usize))
+        })
+    }
+
     #[inline]
     fn store_u32_be(&self, gpa: u64, value: u32) -> bool {
-        let Some((region, MemoryRegionAddress(at))) = self.memory.to_region_addr(GuestAddress(gpa))
-        else {
+        let Some((region, at)) = self.region(gpa) else {
             return false;
         };
-        let Ok(entry) = VolatileMemory::get_atomic_ref::<AtomicU32>(&**region, at as usize) else {
+        let Ok(entry) = VolatileMemory::get_atomic_ref::<AtomicU32>(&**region, at) else {
             return false;
         };
         entry.store(value.to_be(), Ordering::Relaxed);
@@ -98,10 +106,8 @@ impl GuestRam {
     /// Marks the page of a word that was stored before a full fence.
     #[inline]
     fn mark(&self, gpa: u64) {
-        if let Some((region, MemoryRegionAddress(at))) =
-            self.memory.to_region_addr(GuestAddress(gpa))
-        {
-            let (at, bitmap) = (at as usize, MmapRegion::bitmap(region));
+        if let Some((region, at)) = self.region(gpa) {
+            let bitmap = MmapRegion::bitmap(region);
             // The bits of many queues are in one line: it is not written if the bit is set already. That fence pairs with
             // the one in `take_dirty`: if that has taken the bit that is seen here, its caller sees the word.
             if !bitmap.dirty_at(at) {

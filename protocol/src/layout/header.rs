@@ -109,6 +109,20 @@ impl State {
     /// From a word. A word that no daemon writes reads as a closed gate.
     #[inline]
     pub fn from_word(word: u64) -> Self {
+        // Every transition asks: looked up, not worked out.
+        static STATES: [State; 64] = {
+            let mut states = [State::decode(0); 64];
+            let mut word = 0;
+            while word < states.len() {
+                states[word] = State::decode(word as u64);
+                word += 1;
+            }
+            states
+        };
+        STATES[(word & 63) as usize]
+    }
+
+    const fn decode(word: u64) -> Self {
         let gate = match (word >> 2 & 3, word & 3) {
             (1, 1 | 2) => Gate::Open,
             (2, 1 | 2) => Gate::Latch,

@@ -21,24 +21,35 @@ const MAP_NORESERVE: i32 = 0x4000;
 
 /// A zone of the memfd.
 #[derive(Debug)]
-struct Zone(MmapRegion);
+struct Zone {
+    /// What `_region` maps; lent out no longer than `self` lives.
+    words: &'static [AtomicU64],
+    _region: MmapRegion,
+}
 
 impl Zone {
     fn map(file: &File, offset: u64, size: u64, prot: i32) -> Result<Self, MmapRegionError> {
         let file = file.try_clone().map_err(MmapRegionError::Mmap)?;
         let at = FileOffset::new(file, offset);
-        MmapRegion::build(Some(at), size as usize, prot, MAP_SHARED | MAP_NORESERVE).map(Self)
+        let flags = MAP_SHARED | MAP_NORESERVE;
+        let region = MmapRegion::build(Some(at), size as usize, prot, flags)?;
+        // SAFETY: the region is mapped until it is dropped, which is with `self`, whose methods lend the slice for
+        // a borrow of `self`; it is not unmapped or moved before. mmap returns page-aligned memory, so every word is
+        // aligned, and the length rounds down to whole words. All bit patterns are valid. Other processes write
+        // the same memory, which is why the elements are atomics; nothing here or elsewhere forms a plain
+        // reference into it. The memfd is sealed against shrinking by its creator and both openers check the
+        // seal, so that the pages exist. In a zone mapped read-only only `Storage::table` reads, it never stores.
+        let words =
+            unsafe { std::slice::from_raw_parts(region.as_ptr().cast(), region.size() / 8) };
+        Ok(Self {
+            words,
+            _region: region,
+        })
     }
 
     #[inline]
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the region is mapped for as long as `self` lives and the slice borrows `self`. mmap
-        // returns page-aligned memory, so every word is aligned, and the length rounds down to whole
-        // words. All bit patterns are valid. Other processes write the same memory, which is why the
-        // elements are atomics; nothing here or elsewhere forms a plain reference into it. The memfd
-        // is sealed against shrinking by its creator and both openers check the seal, so that the
-        // pages exist. In a zone mapped read-only only `Storage::table` reads, it never stores.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.size() / 8) }
+        self.words
     }
 
     #[inline]

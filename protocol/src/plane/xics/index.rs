@@ -37,6 +37,7 @@ pub(super) struct Walk {
 
 impl<S: Storage, H: Host> Xics<'_, S, H> {
     /// Mid words a slice covers; 0: there is no mid level.
+    #[inline]
     fn mids_per_slice(&self) -> u32 {
         let leaves = self.geometry.leaves();
         if leaves <= WORD {
@@ -46,6 +47,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
+    #[inline]
     fn slice_of(&self, leaf: u32) -> u32 {
         match self.mids_per_slice() {
             0 => leaf,
@@ -53,6 +55,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
+    #[inline]
     fn first_leaf_of(&self, slice: u32) -> u32 {
         match self.mids_per_slice() {
             0 => slice,
@@ -61,6 +64,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// The root in which `server` looks; `None`: no such server.
+    #[inline]
     fn root(&self, server: u32) -> Option<&S::Word> {
         if self.rules.common_root {
             Some(self.storage.page(Page::CommonRoot))
@@ -73,6 +77,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
 
     /// Sets a bit, and says whether it was clear. Tested first: most often it is set already, and
     /// then the line is not written.
+    #[inline]
     fn set_bit(word: &S::Word, bit: u64) -> bool {
         let clear = word.load(SeqCst) & bit == 0;
         if clear {
@@ -109,6 +114,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// Starts a pass of `server`, whose ICP was just swapped; `None`: nothing waits.
+    #[inline]
     pub(super) fn walk(&self, server: u32) -> Option<Walk> {
         let root = self.root(server)?;
         // Opener's half of the look-again pair: ICP swap, fence, root, leaf, source. The giver's:

@@ -78,7 +78,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// An event of an invalid or masked EAS, or of an END that is not configured, is dropped: the
     /// source stays pending until its EOI (xive.md §3.3). [`Busy`] only if this host is a daemon and a
     /// lock holder does not move; then nothing was queued.
-    #[inline]
+    #[inline(always)]
     pub fn route(&self, lisn: u32) -> Result<(), Busy> {
         for _ in 0..CHASES {
             let Some(end) = self.target_end(self.eas(lisn)) else {
@@ -108,7 +108,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// Writes an entry, advances and unlocks. Returns whether the presenter is to be told, and where the entry is.
-    #[inline]
+    #[inline(always)]
     fn enqueue(&self, end: u32, eisn: u32, lock: EndLock<'_, S::Word>) -> (bool, Option<u64>) {
         let mut cursor = lock.cursor;
         let Some(queue) = self.queue(end, cursor) else {
@@ -137,7 +137,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
 
     /// Takes the lock of an END. A thread of the VMM waits as long as it takes (a holder waits for
     /// nobody); a daemon gives up after [`PATIENCE`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn lock_end(&self, end: u32) -> Result<EndLock<'_, S::Word>, Busy> {
         let owner = self.host.lock_owner();
         let bits = lock_bits(owner);
