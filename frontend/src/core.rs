@@ -347,6 +347,19 @@ impl Core {
         }
     }
 
+    /// As `local`, but once: `None` also if the gate is latched.
+    #[inline(always)]
+    fn try_local<T>(
+        &self,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
+    ) -> Option<T> {
+        let mapped = self.mapped.get().filter(|_| !self.options.forward_all)?;
+        match self.run_once(mapped, &mut transition) {
+            Outcome::Done(value) => Some(value),
+            Outcome::Elsewhere | Outcome::Latched => None,
+        }
+    }
+
     #[inline(always)]
     fn run_once<T>(
         &self,
@@ -533,6 +546,11 @@ impl Core {
 }
 
 impl Sink for Core {
+    fn trigger_here(&self, irqfd: &Irqfd) -> bool {
+        let lisn = irqfd.lisn;
+        self.try_local(|thread| thread.trigger(lisn)).is_some()
+    }
+
     fn trigger(&self, irqfd: &Irqfd) {
         let lisn = irqfd.lisn;
         let done = match irqfd.resample {

@@ -4,6 +4,16 @@
 //! returns them all, to be handed to the daemon: a count that was not read stays in its eventfd and
 //! belongs to whoever reads next; one that was read becomes a trigger, which finds the new executor
 //! by itself. None is lost and none counted twice.
+//!
+//! An edge is on its way to the vCPU *before* its count is read, which nobody waits for. That this loses and
+//! adds nothing is seen so:
+//! * epoll found a count, and this thread alone reads irqfds: those of before the trigger are at least 1.
+//!   (Had there been a pause since epoll was asked, another might have read it: then the count is read first.)
+//! * The count is read after the trigger, by one party: this thread, or, if it comes first, who pauses, removes or
+//!   replaces the irqfd, under the lock that says which ([`Handling::unread`]). Nobody is left a count that was acted on.
+//! * A count of 1 was written before the trigger. Of more, the last may have been written after it, so one more trigger
+//!   follows: at most as many as were written, and one after each write.
+//! * The executor is another meanwhile: the trigger is not made, the count is read, and then sent where it belongs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +55,9 @@ type Key = (u32, u32);
 
 /// What the thread does with what it reads.
 pub(crate) trait Sink {
-    /// This irqfd had a count.
+    /// Triggers the source of an edge, if that is a transition of ours at this moment, without waiting for anybody.
+    fn trigger_here(&self, irqfd: &Irqfd) -> bool;
+    /// This irqfd had a count, which has been read.
     fn trigger(&self, irqfd: &Irqfd);
     /// The daemon wrote the eventfd of this vCPU.
     fn kicked(&self, server: u32);
@@ -65,16 +77,44 @@ pub(crate) struct Intake {
 
 struct Table {
     /// With the number by which epoll knows each.
-    irqfds: BTreeMap<Key, (u32, Irqfd)>,
-    keys: HashMap<u32, Key>,
+    irqfds: BTreeMap<Key, (u32, Arc<Irqfd>)>,
+    by_token: HashMap<u32, Arc<Irqfd>>,
     /// Those with a resamplefd: few among many.
     levels: BTreeSet<Key>,
     last: u32,
     kicks: BTreeMap<u32, Arc<Event>>,
     /// The front-end reads the irqfds; otherwise the daemon does.
     reading: bool,
-    /// The irqfd whose count was read and which is being served.
-    handling: Option<Key>,
+    /// How often others began to read them.
+    pauses: u64,
+    handling: Option<Handling>,
+}
+
+/// An irqfd that is being served.
+struct Handling {
+    irqfd: Arc<Irqfd>,
+    /// Its count is still to be read.
+    unread: bool,
+    /// What it was.
+    count: u64,
+}
+
+impl Table {
+    /// Reads the count of this irqfd if it is being acted on, so that nobody else finds it.
+    fn settle(&mut self, irqfd: &Arc<Irqfd>) {
+        let same = |handling: &&mut Handling| Arc::ptr_eq(&handling.irqfd, irqfd);
+        if let Some(handling) = self.handling.as_mut().filter(same) {
+            handling.settle();
+        }
+    }
+}
+
+impl Handling {
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.unread) {
+            self.count = self.irqfd.trigger.take_count();
+        }
+    }
 }
 
 impl Intake {
@@ -90,11 +130,12 @@ impl Intake {
             stop: AtomicBool::new(false),
             table: Mutex::new(Table {
                 irqfds: BTreeMap::new(),
-                keys: HashMap::new(),
+                by_token: HashMap::new(),
                 levels: BTreeSet::new(),
                 last: 0,
                 kicks: BTreeMap::new(),
                 reading,
+                pauses: 0,
                 handling: None,
             }),
             handled: Condvar::new(),
@@ -117,13 +158,15 @@ impl Intake {
         } else {
             table.levels.remove(&key);
         }
-        if let Some((old, replaced)) = table.irqfds.insert(key, (token, irqfd)) {
-            table.keys.remove(&old);
+        let irqfd = Arc::new(irqfd);
+        if let Some((old, replaced)) = table.irqfds.insert(key, (token, Arc::clone(&irqfd))) {
+            table.by_token.remove(&old);
+            table.settle(&replaced);
             if table.reading {
                 self.unwatch(&replaced.trigger);
             }
         }
-        table.keys.insert(token, key);
+        table.by_token.insert(token, irqfd);
         Ok(table.reading)
     }
 
@@ -132,13 +175,18 @@ impl Intake {
     pub fn remove_irqfd(&self, key: Key) -> Option<bool> {
         let mut table = lock(&self.table);
         let (token, irqfd) = table.irqfds.remove(&key)?;
-        table.keys.remove(&token);
+        table.by_token.remove(&token);
         table.levels.remove(&key);
+        table.settle(&irqfd);
         if table.reading {
             self.unwatch(&irqfd.trigger);
         }
         let by_itself = self.thread.get() == Some(&thread::current().id());
-        while table.handling == Some(key) && !by_itself {
+        let is_served = |table: &Table| {
+            let handling = table.handling.as_ref();
+            handling.is_some_and(|handling| handling.irqfd.key() == key)
+        };
+        while is_served(&table) && !by_itself {
             table = wait(&self.handled, table);
         }
         Some(table.reading)
@@ -151,6 +199,10 @@ impl Intake {
             let watched = table.irqfds.values();
             watched.for_each(|(_, irqfd)| self.unwatch(&irqfd.trigger));
             table.reading = false;
+            table.pauses += 1;
+            if let Some(handling) = &mut table.handling {
+                handling.settle();
+            }
         }
         listed(&table)
     }
@@ -212,6 +264,8 @@ impl Intake {
     /// The thread.
     pub fn run(&self, sink: &dyn Sink) {
         let mut events = [EpollEvent::empty(); EVENTS];
+        // As it was before epoll was asked.
+        let mut pauses = lock(&self.table).pauses;
         let _ = self.thread.set(thread::current().id());
         while !self.stop.load(Ordering::Acquire) {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -223,17 +277,18 @@ impl Intake {
                 }
             };
             for event in &events[..ready] {
-                self.handle(event.data(), sink);
+                self.handle(event.data(), pauses, sink);
             }
+            pauses = lock(&self.table).pauses;
         }
     }
 
-    fn handle(&self, token: u64, sink: &dyn Sink) {
+    fn handle(&self, token: u64, pauses: u64, sink: &dyn Sink) {
         let number = token as u32;
         match token & KIND {
             IRQFD => {
-                if let Some(irqfd) = self.take_count(number) {
-                    sink.trigger(&irqfd);
+                if let Some((irqfd, early)) = self.begin(number, pauses) {
+                    self.serve(&irqfd, early, sink);
                     lock(&self.table).handling = None;
                     self.handled.notify_all();
                 }
@@ -249,17 +304,33 @@ impl Intake {
         }
     }
 
-    /// Reads the count of an irqfd, if it is still ours to read.
-    fn take_count(&self, token: u32) -> Option<Irqfd> {
+    /// An irqfd that is still ours to read is being served from now on. `true`: it surely has a count, and may be
+    /// triggered before that is read.
+    fn begin(&self, token: u32, pauses: u64) -> Option<(Arc<Irqfd>, bool)> {
         let mut table = lock(&self.table);
-        let key = *table.keys.get(&token).filter(|_| table.reading)?;
-        let (_, irqfd) = table.irqfds.get(&key)?;
-        if !irqfd.trigger.take() {
-            return None;
+        let irqfd = Arc::clone(table.by_token.get(&token).filter(|_| table.reading)?);
+        let early = irqfd.resample.is_none() && table.pauses == pauses;
+        table.handling = Some(Handling {
+            irqfd: Arc::clone(&irqfd),
+            unread: true,
+            count: 0,
+        });
+        Some((irqfd, early))
+    }
+
+    fn serve(&self, irqfd: &Irqfd, early: bool, sink: &dyn Sink) {
+        let done = early && sink.trigger_here(irqfd);
+        let count = {
+            let mut table = lock(&self.table);
+            let handling = table.handling.as_mut();
+            handling.map_or(0, |handling| {
+                handling.settle();
+                handling.count
+            })
+        };
+        if count > u64::from(done) {
+            sink.trigger(irqfd);
         }
-        let irqfd = irqfd.clone();
-        table.handling = Some(key);
-        Some(irqfd)
     }
 
     fn unwatch(&self, fd: &Event) {
@@ -270,7 +341,7 @@ impl Intake {
 
 fn listed(table: &Table) -> Vec<Irqfd> {
     let irqfds = table.irqfds.values();
-    irqfds.map(|(_, irqfd)| irqfd.clone()).collect()
+    irqfds.map(|(_, irqfd)| Irqfd::clone(irqfd)).collect()
 }
 
 fn watch(epoll: &Epoll, fd: &Event, token: u64) -> Result<(), Error> {
@@ -297,6 +368,10 @@ mod tests {
     struct Record(Mutex<Sender<Seen>>);
 
     impl Sink for Record {
+        fn trigger_here(&self, irqfd: &Irqfd) -> bool {
+            self.trigger(irqfd);
+            true
+        }
         fn trigger(&self, irqfd: &Irqfd) {
             lock(&self.0).send(Seen::Trigger(irqfd.lisn)).unwrap();
         }
