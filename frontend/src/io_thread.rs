@@ -1,4 +1,5 @@
-//! The one epoll thread of the front-end: irqfds become triggers, the daemon's eventfds kicks.
+//! The one epoll thread of the front-end: irqfds become triggers, the daemon's eventfds kicks. Kicks are not read at
+//! all: epoll reports each write.
 //!
 //! irqfds are read here while the front-end is the executor. [`Intake::pause`] stops that and
 //! returns them all, to be handed to the daemon: a count that was not read stays in its eventfd and
@@ -16,8 +17,8 @@
 //! * The executor is another meanwhile: the trigger is not made, the count is read, and then sent where it belongs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 
 use nix::errno::Errno;
@@ -68,6 +69,8 @@ pub(crate) struct Intake {
     epoll: Epoll,
     wake: Event,
     stop: AtomicBool,
+    /// How often others began to read the irqfds. Changed with the table's lock held.
+    pauses: AtomicU64,
     table: Mutex<Table>,
     /// `Table::handling` changed.
     handled: Condvar,
@@ -85,9 +88,9 @@ struct Table {
     kicks: BTreeMap<u32, Arc<Event>>,
     /// The front-end reads the irqfds; otherwise the daemon does.
     reading: bool,
-    /// How often others began to read them.
-    pauses: u64,
     handling: Option<Handling>,
+    /// How many threads wait until it is over.
+    waiting: u32,
 }
 
 /// An irqfd that is being served.
@@ -110,10 +113,12 @@ impl Table {
 }
 
 impl Handling {
-    fn settle(&mut self) {
+    /// The count is read by now, and was this.
+    fn settle(&mut self) -> u64 {
         if std::mem::take(&mut self.unread) {
             self.count = self.irqfd.trigger.take_count();
         }
+        self.count
     }
 }
 
@@ -128,6 +133,7 @@ impl Intake {
             epoll,
             wake,
             stop: AtomicBool::new(false),
+            pauses: AtomicU64::new(0),
             table: Mutex::new(Table {
                 irqfds: BTreeMap::new(),
                 by_token: HashMap::new(),
@@ -135,7 +141,7 @@ impl Intake {
                 last: 0,
                 kicks: BTreeMap::new(),
                 reading,
-                pauses: 0,
+                waiting: 0,
                 handling: None,
             }),
             handled: Condvar::new(),
@@ -187,7 +193,9 @@ impl Intake {
             handling.is_some_and(|handling| handling.irqfd.key() == key)
         };
         while is_served(&table) && !by_itself {
+            table.waiting += 1;
             table = wait(&self.handled, table);
+            table.waiting -= 1;
         }
         Some(table.reading)
     }
@@ -199,7 +207,8 @@ impl Intake {
             let watched = table.irqfds.values();
             watched.for_each(|(_, irqfd)| self.unwatch(&irqfd.trigger));
             table.reading = false;
-            table.pauses += 1;
+            // Relaxed: compared under the lock.
+            self.pauses.fetch_add(1, Ordering::Relaxed);
             if let Some(handling) = &mut table.handling {
                 handling.settle();
             }
@@ -264,10 +273,10 @@ impl Intake {
     /// The thread.
     pub fn run(&self, sink: &dyn Sink) {
         let mut events = [EpollEvent::empty(); EVENTS];
-        // As it was before epoll was asked.
-        let mut pauses = lock(&self.table).pauses;
         let _ = self.thread.set(thread::current().id());
         while !self.stop.load(Ordering::Acquire) {
+            // As it was before epoll is asked: an older number than it is does no harm.
+            let pauses = self.pauses.load(Ordering::Relaxed);
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => continue,
@@ -279,7 +288,6 @@ impl Intake {
             for event in &events[..ready] {
                 self.handle(event.data(), pauses, sink);
             }
-            pauses = lock(&self.table).pauses;
         }
     }
 
@@ -288,18 +296,15 @@ impl Intake {
         match token & KIND {
             IRQFD => {
                 if let Some((irqfd, early)) = self.begin(number, pauses) {
-                    self.serve(&irqfd, early, sink);
-                    lock(&self.table).handling = None;
-                    self.handled.notify_all();
+                    let done = early && sink.trigger_here(&irqfd);
+                    if self.settle(done) {
+                        sink.trigger(&irqfd);
+                        self.end(lock(&self.table));
+                    }
                 }
             }
-            KICK => {
-                let fd = lock(&self.table).kicks.get(&number).cloned();
-                // Nobody else reads it. The read comes first: what is written after it kicks again.
-                if fd.is_some_and(|fd| fd.take()) {
-                    sink.kicked(number);
-                }
-            }
+            // Nobody reads it: each write of the daemon is reported, and 2^64 of them are never made.
+            KICK if lock(&self.table).kicks.contains_key(&number) => sink.kicked(number),
             _ => {}
         }
     }
@@ -309,7 +314,7 @@ impl Intake {
     fn begin(&self, token: u32, pauses: u64) -> Option<(Arc<Irqfd>, bool)> {
         let mut table = lock(&self.table);
         let irqfd = Arc::clone(table.by_token.get(&token).filter(|_| table.reading)?);
-        let early = irqfd.resample.is_none() && table.pauses == pauses;
+        let early = irqfd.resample.is_none() && self.pauses.load(Ordering::Relaxed) == pauses;
         table.handling = Some(Handling {
             irqfd: Arc::clone(&irqfd),
             unread: true,
@@ -318,18 +323,24 @@ impl Intake {
         Some((irqfd, early))
     }
 
-    fn serve(&self, irqfd: &Irqfd, early: bool, sink: &dyn Sink) {
-        let done = early && sink.trigger_here(irqfd);
-        let count = {
-            let mut table = lock(&self.table);
-            let handling = table.handling.as_mut();
-            handling.map_or(0, |handling| {
-                handling.settle();
-                handling.count
-            })
-        };
-        if count > u64::from(done) {
-            sink.trigger(irqfd);
+    /// Reads the count of what is served, if nobody has. `true`: there is to be a trigger, or after the one that was
+    /// done another; otherwise it is over.
+    fn settle(&self, done: bool) -> bool {
+        let mut table = lock(&self.table);
+        let count = table.handling.as_mut().map_or(0, Handling::settle);
+        let more = count > u64::from(done);
+        if !more {
+            self.end(table);
+        }
+        more
+    }
+
+    /// What was served is not any more.
+    fn end(&self, mut table: MutexGuard<'_, Table>) {
+        table.handling = None;
+        // A system call, waited for or not.
+        if table.waiting > 0 {
+            self.handled.notify_all();
         }
     }
 
@@ -345,142 +356,16 @@ fn listed(table: &Table) -> Vec<Irqfd> {
 }
 
 fn watch(epoll: &Epoll, fd: &Event, token: u64) -> Result<(), Error> {
-    let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+    // A kick's count stays: each write is reported once.
+    let once = match token & KIND {
+        KICK => EpollFlags::EPOLLET,
+        _ => EpollFlags::empty(),
+    };
+    let event = EpollEvent::new(EpollFlags::EPOLLIN | once, token);
     epoll
         .add(fd, event)
         .map_err(Error::os("watching an eventfd"))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-    use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::thread::{self, JoinHandle};
-
-    use super::*;
-
-    #[derive(Debug, PartialEq, Eq)]
-    enum Seen {
-        Trigger(u32),
-        Kick(u32),
-    }
-
-    struct Record(Mutex<Sender<Seen>>);
-
-    impl Sink for Record {
-        fn trigger_here(&self, irqfd: &Irqfd) -> bool {
-            self.trigger(irqfd);
-            true
-        }
-        fn trigger(&self, irqfd: &Irqfd) {
-            lock(&self.0).send(Seen::Trigger(irqfd.lisn)).unwrap();
-        }
-        fn kicked(&self, server: u32) {
-            lock(&self.0).send(Seen::Kick(server)).unwrap();
-        }
-    }
-
-    fn start(reading: bool) -> (Arc<Intake>, Receiver<Seen>, JoinHandle<()>) {
-        let intake = Arc::new(Intake::new(reading).unwrap());
-        let (send, seen) = channel();
-        let thread = thread::spawn({
-            let intake = Arc::clone(&intake);
-            move || intake.run(&Record(Mutex::new(send)))
-        });
-        (intake, seen, thread)
-    }
-
-    /// An eventfd for the intake, and the writer's copy.
-    fn pair() -> (Event, Event) {
-        let fd = Event::new().unwrap();
-        let copy = Event(fd.as_fd().try_clone_to_owned().unwrap());
-        (fd, copy)
-    }
-
-    fn edge(lisn: u32, trigger: Event) -> Irqfd {
-        Irqfd {
-            lisn,
-            input: 0,
-            trigger: Arc::new(trigger),
-            resample: None,
-        }
-    }
-
-    #[test]
-    fn a_resample_reaches_every_input_of_its_source_and_no_other() {
-        let intake = Intake::new(true).unwrap();
-        let level = |lisn, input| {
-            let (fd, device) = pair();
-            let irqfd = Irqfd {
-                input,
-                resample: Some(Arc::new(fd)),
-                ..edge(lisn, Event::new().unwrap())
-            };
-            intake.add_irqfd(irqfd).unwrap();
-            device
-        };
-        let devices = [(6, 9), (7, 0), (7, 3), (8, 0)].map(|(lisn, input)| level(lisn, input));
-        assert_eq!(intake.levels(), [6, 7, 7, 8]);
-        intake.resample(7);
-        assert_eq!(devices.map(|d| d.take()), [false, true, true, false]);
-    }
-
-    #[test]
-    fn counts_become_triggers_and_kicks() {
-        let (intake, seen, thread) = start(true);
-        let ((irqfd, device), (kick, daemon)) = (pair(), pair());
-        assert!(intake.add_irqfd(edge(0x1234, irqfd)).unwrap());
-        intake.add_kick(7, Arc::new(kick)).unwrap();
-        device.signal();
-        assert_eq!(seen.recv().unwrap(), Seen::Trigger(0x1234));
-        daemon.signal();
-        assert_eq!(seen.recv().unwrap(), Seen::Kick(7));
-        intake.stop();
-        thread.join().unwrap();
-    }
-
-    #[test]
-    fn a_count_written_while_paused_stays_for_the_next_reader() {
-        let (intake, seen, thread) = start(true);
-        let (irqfd, device) = pair();
-        intake.add_irqfd(edge(5, irqfd)).unwrap();
-        let handed = intake.pause();
-        assert_eq!(handed.iter().map(|i| i.lisn).collect::<Vec<_>>(), [5]);
-        device.signal();
-        // The daemon reads it once; a second count comes when the front-end reads again.
-        assert!(handed[0].trigger.take());
-        device.signal();
-        intake.unpause().unwrap();
-        assert_eq!(seen.recv().unwrap(), Seen::Trigger(5));
-        intake.stop();
-        thread.join().unwrap();
-        assert!(seen.recv().is_err(), "counted twice");
-    }
-
-    #[test]
-    fn while_the_daemon_reads_a_new_irqfd_is_left_to_it() {
-        let (intake, seen, thread) = start(false);
-        let (irqfd, device) = pair();
-        assert!(!intake.add_irqfd(edge(5, irqfd)).unwrap());
-        device.signal();
-        assert_eq!(intake.remove_irqfd((5, 0)), Some(false));
-        assert_eq!(intake.remove_irqfd((5, 0)), None);
-        intake.stop();
-        thread.join().unwrap();
-        assert!(seen.recv().is_err() && device.take());
-    }
-
-    #[test]
-    fn a_replaced_irqfd_is_not_read_any_more() {
-        let (intake, seen, thread) = start(true);
-        let ((old, old_device), (new, new_device)) = (pair(), pair());
-        intake.add_irqfd(edge(5, old)).unwrap();
-        intake.add_irqfd(edge(5, new)).unwrap();
-        old_device.signal();
-        new_device.signal();
-        assert_eq!(seen.recv().unwrap(), Seen::Trigger(5));
-        intake.stop();
-        thread.join().unwrap();
-        assert!(seen.recv().is_err() && old_device.take());
-    }
-}
+mod tests;
