@@ -267,7 +267,7 @@ impl Core {
         if let Some(mapped) = self.mapped.get() {
             return Ok(mapped);
         }
-        let storage = shm::map(shm, self.geometry, &self.options.machine)?;
+        let storage = shm::map(shm, &self.options.machine)?;
         self.store_dead(&storage);
         self.fences.apply(&storage);
         let dead = Arc::clone(&self.dead);
@@ -276,8 +276,7 @@ impl Core {
             Arc::new(move || signals.doubt_any())
         };
         let host = FrontHost::new(Arc::clone(&self.ram), Arc::clone(&self.kick), dead, doubt);
-        let plane = Plane::new(storage, host, self.options.machine)
-            .ok_or_else(|| Error::Invalid("the machine has no geometry".to_owned()))?;
+        let plane = Plane::on(storage, host, self.options.machine, shm.geometry);
         let slots = Slots::new(self.geometry.epochs());
         Ok(self.mapped.get_or_init(|| Mapped { plane, slots }))
     }
@@ -307,6 +306,19 @@ impl Core {
             Outcome::Done(value) => Ok(Some(value)),
             Outcome::Elsewhere => Ok(None),
             Outcome::Latched => self.local_later(channel, mapped, transition),
+        }
+    }
+
+    /// As `local`, but once: `None` also if the gate is latched.
+    #[inline(always)]
+    fn try_local<T>(
+        &self,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
+    ) -> Option<T> {
+        let mapped = self.mapped.get().filter(|_| !self.options.forward_all)?;
+        match self.run_once(mapped, &mut transition) {
+            Outcome::Done(value) => Some(value),
+            Outcome::Elsewhere | Outcome::Latched => None,
         }
     }
 
@@ -496,6 +508,11 @@ impl Core {
 }
 
 impl Sink for Core {
+    fn trigger_here(&self, irqfd: &Irqfd) -> bool {
+        let lisn = irqfd.lisn;
+        self.try_local(|thread| thread.trigger(lisn)).is_some()
+    }
+
     fn trigger(&self, irqfd: &Irqfd) {
         let lisn = irqfd.lisn;
         let done = match irqfd.resample {

@@ -1,5 +1,5 @@
 //! Who fences a thread that enters a transition: the thread itself, or the daemon by `membarrier(2)`, as HELLO
-//! agreed (SPEC.md [W-46], [P-28]; docs/decisions/0011).
+//! agreed (SPEC.md [W-46], [P-28]; docs/decisions/0012).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

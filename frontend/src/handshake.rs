@@ -189,7 +189,7 @@ impl Handshake<'_> {
         let request = Hello {
             protocol_min: OWN.protocol_min,
             protocol_max: OWN.protocol_max,
-            layout_min: OWN.layout,
+            layout_min: OWN.layout_min,
             layout_max: OWN.layout,
             // In remote mode too: the VMM may want mapped mode later, under this daemon.
             plane_abi: OWN.plane,
@@ -202,10 +202,11 @@ impl Handshake<'_> {
         let spoken = OWN
             .common_protocol(hello.protocol, hello.protocol)
             .is_some();
-        if !spoken || hello.layout != OWN.layout {
+        if !spoken || !OWN.knows_layout(hello.layout.into()) {
+            let ((low, high), chosen) = (OWN.layouts(), (hello.protocol, hello.layout));
             return Err(Error::Unfit(format!(
-                "it chose protocol {} and layout {}; this front-end has {} to {} and {}",
-                hello.protocol, hello.layout, OWN.protocol_min, OWN.protocol_max, OWN.layout
+                "it chose protocol {} and layout {}; this front-end has {} to {} and {low} to {high}",
+                chosen.0, chosen.1, OWN.protocol_min, OWN.protocol_max
             )));
         }
         log::debug!("papr-intc {}, state {}", hello.version.0, hello.state);
@@ -227,7 +228,7 @@ impl Handshake<'_> {
             }
             None => {
                 let (info, fds) = self.ask(&GetShm {}, &[])?;
-                let shm = Shm::accept(&info, fds, &core.geometry)?;
+                let shm = Shm::accept(&info, fds, &core.options.machine)?;
                 // Who hands it out holds its lock: all that held it before are dead.
                 core.bury(shm.generation().saturating_sub(1));
                 topology.shm.insert(shm)

@@ -100,7 +100,7 @@ fn papr_reply(code: u32, seq: u64, how: Behaviour, memfd: &File) -> Option<Vec<u
         GetShm::CODE => reply_body(
             seq,
             &ShmInfo {
-                layout: 1,
+                layout: OWN.layout.into(),
                 zero: 0,
                 generation: 1,
                 size,
@@ -320,7 +320,7 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
     let core = core(Executor::FrontEnd);
     // Remote mode would be the way to a first start; here the memory is known already.
     let info = ShmInfo {
-        layout: 1,
+        layout: OWN.layout.into(),
         zero: 0,
         generation: 1,
         size: core.geometry.size(),
@@ -328,7 +328,7 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
         pages_size: 0,
     };
     let fds = vec![OwnedFd::from(memfd(core.geometry.size(), true))];
-    lock(&core.topology).shm = Some(Shm::accept(&info, fds, &core.geometry).unwrap());
+    lock(&core.topology).shm = Some(Shm::accept(&info, fds, &core.options.machine).unwrap());
     core.intake.add_irqfd(edge(0x1000)).unwrap();
     let (result, told) = shake(
         &core,

@@ -248,15 +248,19 @@ pub struct Plane<S, H> {
 }
 
 impl<S: Storage, H> Plane<S, H> {
-    /// The plane of `machine` on `storage`; `None` if the machine has no geometry.
+    /// The plane of `machine` on new memory; `None` if the machine has no geometry.
     pub fn new(storage: S, host: H, machine: Machine) -> Option<Self> {
         let geometry = machine.geometry()?;
-        Some(Self {
+        Some(Self::on(storage, host, machine, geometry))
+    }
+    /// The plane of `machine` on `storage`, which has its words where `geometry` says.
+    pub fn on(storage: S, host: H, machine: Machine, geometry: Geometry) -> Self {
+        Self {
             storage,
             host,
             machine,
             geometry,
-        })
+        }
     }
     /// The words.
     pub fn storage(&self) -> &S {
