@@ -155,6 +155,10 @@ impl<M: QueueMemory> Core<M> {
             ..self.state()
         });
     }
+    /// The layout of the memory.
+    fn layout(&self) -> u16 {
+        self.plane.geometry().layout()
+    }
     fn depth(&self) -> u64 {
         self.memory.header(word::QUIESCE_DEPTH)
     }
@@ -165,6 +169,8 @@ pub struct Control<M> {
     ram: M,
     expected: Expected,
     versions: Versions,
+    /// What the front-end agreed to for new memory.
+    layout: u16,
     machine: Option<Machine>,
     core: Option<Core<M>>,
     started: bool,
@@ -190,6 +196,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         Self {
             ram,
             expected,
+            layout: versions.layout,
             versions,
             machine: None,
             core: None,

@@ -52,6 +52,11 @@ impl Storage for PlainStorage {
     fn fence(&self) {
         fence(Ordering::SeqCst);
     }
+    fn fence_everywhere(&self) -> bool {
+        // Its threads all have fences of their own.
+        self.fence();
+        true
+    }
     fn relax(&self, spins: u32) {
         relax_thread(spins);
     }

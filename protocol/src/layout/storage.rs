@@ -100,6 +100,25 @@ pub trait Storage {
     /// `fence(SeqCst)`: the two halves of a store-buffer pattern (Dekker) each have one.
     fn fence(&self);
 
+    /// The fence of a thread that has made its epoch odd and is about to read the state word. May leave the work to
+    /// [`fence_everywhere`](Self::fence_everywhere).
+    #[inline]
+    fn fence_inside(&self) {
+        self.fence();
+    }
+
+    /// A fence here and of every thread that relies on it in [`fence_inside`](Self::fence_inside), in this process or
+    /// another. `false`: it could not be had; to be tried again.
+    #[must_use]
+    fn fence_everywhere(&self) -> bool;
+
+    /// A fence whose own side has written nothing since its last read-modify-write, which is a fence already on some
+    /// machines. It orders what came before that with what comes after.
+    #[inline]
+    fn fence_after_rmw(&self) {
+        self.fence();
+    }
+
     /// Called with a growing count while a transition waits for another thread. Spins, then yields.
     fn relax(&self, spins: u32);
 }
@@ -174,6 +193,17 @@ impl<S: Storage> Storage for std::sync::Arc<S> {
     #[inline]
     fn fence(&self) {
         (**self).fence();
+    }
+    #[inline]
+    fn fence_inside(&self) {
+        (**self).fence_inside();
+    }
+    fn fence_everywhere(&self) -> bool {
+        (**self).fence_everywhere()
+    }
+    #[inline]
+    fn fence_after_rmw(&self) {
+        (**self).fence_after_rmw();
     }
     #[inline]
     fn relax(&self, spins: u32) {
