@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::{AtomicWord, Page, Storage, Table, TableStorage};
@@ -29,7 +30,32 @@ pub enum At {
 #[derive(Default)]
 struct Copies {
     words: Vec<(At, u64)>,
-    index: HashMap<At, usize>,
+    index: HashMap<At, usize, BuildHasherDefault<Mix>>,
+}
+
+/// Hashes a few small numbers fast. A guest that finds words which collide slows its own call down, by a thousandth of
+/// a second at most: there are [`SLOTS`] of them.
+#[derive(Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64((*b).into()));
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(n.into());
+    }
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n as u64);
+    }
+    fn write_u64(&mut self, n: u64) {
+        // An odd number without a pattern: 2^64 by the golden ratio.
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        // The table looks at the lowest bits, of which a product has mixed the least.
+        self.0.rotate_left(26)
+    }
 }
 
 /// Shared words with a stage before them.
