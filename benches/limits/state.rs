@@ -10,6 +10,7 @@ use papr_intc_frontend::protocol::layout::plain::PlainStorage;
 use papr_intc_frontend::protocol::layout::words::{icp, tima};
 use papr_intc_frontend::protocol::layout::{IcMode, Page, Storage};
 use papr_intc_frontend::protocol::state::model::{Head, State};
+use papr_intc_frontend::protocol::state::{Bytes, Incoming};
 use papr_intc_frontend::protocol::state::words::Words;
 use papr_intc_frontend::{GuestRam, Intc, Options};
 
@@ -33,8 +34,8 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
         words.apply(&state);
         connect(&storage, servers);
         let save = || words.save("bench").expect("a valid state");
-        let bytes = save();
-        let load = || words.apply(&State::decode(&bytes).expect("what was saved"));
+        let bytes = Bytes::from(save());
+        let load = || words.load(&Incoming::read(bytes.clone()).expect("what was saved"));
         let limit = || timed(|| _ = black_box(copy_and_crc(&bytes)));
         let name = |what| format!("{what} of a state, {sources} sources, all used");
         let pairs = Pairs::take(budget, || timed(|| _ = black_box(save())), limit);

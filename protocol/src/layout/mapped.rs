@@ -11,7 +11,7 @@ use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::geometry::Geometry;
-use super::storage::{AtomicWord, Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{AtomicWord, Contiguous, Page, Storage, Table, TableStorage, relax_thread};
 
 const PROT_READ: i32 = 1;
 const PROT_WRITE: i32 = 2;
@@ -211,5 +211,16 @@ impl Storage for OwnedStorage {
 impl TableStorage for OwnedStorage {
     fn table_word(&self, at: Table) -> &OwnedWord {
         &self.0.tables.owned()[(self.0.geometry.table_offset(at) / 8) as usize]
+    }
+}
+
+impl Contiguous for OwnedStorage {
+    fn pages(&self, from: Page, count: u32) -> &[OwnedWord] {
+        let at = (self.0.geometry.page_offset(from) / 8) as usize;
+        &self.0.pages.owned()[at..at + count as usize]
+    }
+    fn tables(&self, from: Table, count: u32) -> &[OwnedWord] {
+        let at = (self.0.geometry.table_offset(from) / 8) as usize;
+        &self.0.tables.owned()[at..at + count as usize]
     }
 }

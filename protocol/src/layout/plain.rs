@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::geometry::Geometry;
-use super::storage::{Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{Contiguous, Page, Storage, Table, TableStorage, relax_thread};
 
 /// A machine's words in two vectors.
 #[derive(Debug)]
@@ -61,5 +61,16 @@ impl TableStorage for PlainStorage {
     #[inline]
     fn table_word(&self, at: Table) -> &AtomicU64 {
         &self.tables[(self.geometry.table_offset(at) / 8) as usize]
+    }
+}
+
+impl Contiguous for PlainStorage {
+    fn pages(&self, from: Page, count: u32) -> &[AtomicU64] {
+        let at = (self.geometry.page_offset(from) / 8) as usize;
+        &self.pages[at..at + count as usize]
+    }
+    fn tables(&self, from: Table, count: u32) -> &[AtomicU64] {
+        let at = (self.geometry.table_offset(from) / 8) as usize;
+        &self.tables[at..at + count as usize]
     }
 }

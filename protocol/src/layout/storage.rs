@@ -187,3 +187,21 @@ impl<S: TableStorage> TableStorage for std::sync::Arc<S> {
         (**self).table_word(at)
     }
 }
+
+/// Words that lie next to each other, for who goes through all of them. Indices are those of one kind, which has a
+/// word each: sources, EAS, bitmaps, leaves.
+pub trait Contiguous: TableStorage {
+    /// So many words of `pages`.
+    fn pages(&self, from: Page, count: u32) -> &[Self::Word];
+    /// So many words of `tables`.
+    fn tables(&self, from: Table, count: u32) -> &[Self::Word];
+}
+
+impl<S: Contiguous> Contiguous for std::sync::Arc<S> {
+    fn pages(&self, from: Page, count: u32) -> &[S::Word] {
+        (**self).pages(from, count)
+    }
+    fn tables(&self, from: Table, count: u32) -> &[S::Word] {
+        (**self).tables(from, count)
+    }
+}

@@ -1,0 +1,223 @@
+//! A block of XICS sources: routing and status. The first and the last may hold numbers that XICS does not serve.
+
+use std::ops::Range;
+
+use prost::bytes::Bytes;
+
+use super::{
+    Block, Held, Kinds, SIZE, gathered, mask, pick_bytes, pick_words, spread, take_bytes, take_words,
+};
+use crate::layout::{Geometry, IcMode};
+use crate::layout::words::ics;
+use crate::state::columns::{XicsSourcesMessage, bad, known_bytes};
+use crate::state::model::{Kind, XicsSource};
+use crate::state::stream::StreamError;
+use crate::state::validate::{Checker, Invalid};
+
+const MASKED: u8 = 0xff;
+const SENT: u8 = 1;
+const REJECTED: u8 = 2;
+const MASKED_PENDING: u8 = 4;
+/// The bits of status have the same order in a word.
+const STATUS: u64 = ics::SENT | ics::REJECTED | ics::MASKED_PENDING;
+const STATUS_SHIFT: u32 = 35;
+const CLAIMED_SHIFT: u32 = 32;
+const LSI_SHIFT: u32 = 33;
+
+const _: () = assert!(
+    ics::SENT == (SENT as u64) << STATUS_SHIFT
+        && ics::REJECTED == (REJECTED as u64) << STATUS_SHIFT
+        && ics::MASKED_PENDING == (MASKED_PENDING as u64) << STATUS_SHIFT
+        && ics::CLAIMED == 1 << CLAIMED_SHIFT
+        && ics::LSI == 1 << LSI_SHIFT
+);
+
+#[derive(Debug)]
+pub(in crate::state) struct XicsBlock {
+    server: [u32; SIZE],
+    priority: [u8; SIZE],
+    saved: [u8; SIZE],
+    status: [u8; SIZE],
+}
+
+impl XicsBlock {
+    /// From source words.
+    pub(in crate::state) fn of_words(words: &[u64; SIZE]) -> Self {
+        let mut block = Self::reset(Kinds::default());
+        for (i, word) in words.iter().enumerate() {
+            block.server[i] = ics::server(*word);
+            block.priority[i] = ics::priority(*word);
+            block.saved[i] = ics::saved(*word);
+            block.status[i] = ((word & STATUS) >> STATUS_SHIFT) as u8;
+        }
+        block
+    }
+
+    /// Source words.
+    pub(in crate::state) fn words(&self, kinds: Kinds) -> [u64; SIZE] {
+        let (claimed, lsi) = (spread(kinds.claimed), spread(kinds.lsi));
+        let mut words = [0; SIZE];
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = u64::from(self.server[i])
+                | u64::from(self.priority[i]) << ics::PRIORITY_SHIFT
+                | u64::from(self.saved[i]) << ics::SAVED_SHIFT
+                | u64::from(self.status[i]) << STATUS_SHIFT
+                | u64::from(claimed[i]) << CLAIMED_SHIFT
+                | u64::from(lsi[i]) << LSI_SHIFT;
+        }
+        words
+    }
+
+    /// Sources with any of these bits in their status.
+    fn having(&self, status: u8) -> u64 {
+        let mut having = [0; SIZE];
+        for (has, found) in having.iter_mut().zip(&self.status) {
+            *has = u8::from(found & status != 0);
+        }
+        gathered(&having)
+    }
+}
+
+impl Block for XicsBlock {
+    type Entry = XicsSource;
+    type Message = XicsSourcesMessage;
+    const NAME: &'static str = "xics-sources";
+    const COLUMNS: &'static [(&'static str, usize)] =
+        &[("server", 4), ("priority", 1), ("saved", 1), ("status", 1)];
+
+    fn is_of(ic_mode: IcMode) -> bool {
+        ic_mode.has_xics()
+    }
+
+    fn reset(_: Kinds) -> Self {
+        Self {
+            server: [0; SIZE],
+            priority: [MASKED; SIZE],
+            saved: [MASKED; SIZE],
+            status: [0; SIZE],
+        }
+    }
+
+    fn used(&self, _: Kinds) -> u64 {
+        let mut used = [0; SIZE];
+        for i in 0..SIZE {
+            let bytes = !(self.priority[i] & self.saved[i]) | self.status[i];
+            used[i] = u8::from(u32::from(bytes) | self.server[i] != 0);
+        }
+        gathered(&used)
+    }
+
+    fn fits(held: &Held<Self>, geometry: &Geometry) -> bool {
+        let (block, kinds, servers) = (&held.block, held.kinds, geometry.servers());
+        let mut wrong = 0;
+        for i in 0..SIZE {
+            let (priority, saved) = (block.priority[i], block.saved[i]);
+            wrong |= u8::from(block.server[i] >= servers)
+                | u8::from(priority != saved) & u8::from(priority != MASKED);
+        }
+        let no_lsi = block.having(SENT) & !kinds.lsi;
+        let no_msi = block.having(REJECTED | MASKED_PENDING) & !(kinds.claimed & !kinds.lsi);
+        let not_served = held.listed & !served(held.w, geometry);
+        wrong == 0 && (no_lsi | no_msi | not_served) == 0
+    }
+
+    fn check(
+        checker: &Checker<'_>,
+        entry: &XicsSource,
+        kind: Option<Kind>,
+    ) -> Result<(), Invalid> {
+        checker.xics_source(entry, kind)
+    }
+
+    fn number(entry: &XicsSource) -> u32 {
+        entry.irq
+    }
+
+    fn entry(&self, bit: usize, irq: u32) -> XicsSource {
+        let status = self.status[bit];
+        XicsSource {
+            irq,
+            server: self.server[bit] as u16,
+            priority: self.priority[bit],
+            saved: self.saved[bit],
+            sent: status & SENT != 0,
+            rejected: status & REJECTED != 0,
+            masked_pending: status & MASKED_PENDING != 0,
+        }
+    }
+
+    fn set(&mut self, bit: usize, entry: &XicsSource) {
+        self.server[bit] = entry.server.into();
+        self.priority[bit] = entry.priority;
+        self.saved[bit] = entry.saved;
+        self.status[bit] = u8::from(entry.sent) * SENT
+            | u8::from(entry.rejected) * REJECTED
+            | u8::from(entry.masked_pending) * MASKED_PENDING;
+    }
+
+    fn append(&self, which: u64, columns: &mut [Vec<u8>]) {
+        let [server, priority, saved, status] = columns else {
+            return;
+        };
+        pick_words(&self.server, which, server);
+        pick_bytes(&self.priority, which, priority);
+        pick_bytes(&self.saved, which, saved);
+        pick_bytes(&self.status, which, status);
+    }
+
+    fn take(&mut self, bits: Range<usize>, columns: &[&[u8]]) {
+        let [server, priority, saved, status] = columns else {
+            return;
+        };
+        take_words(&mut self.server[bits.clone()], server);
+        take_bytes(&mut self.priority[bits.clone()], priority);
+        take_bytes(&mut self.saved[bits.clone()], saved);
+        take_bytes(&mut self.status[bits], status);
+    }
+
+    fn known(columns: &[Bytes]) -> Result<(), StreamError> {
+        let [server, _, _, status] = columns else {
+            return Ok(());
+        };
+        known_bytes(Self::NAME, status, 7)?;
+        let (servers, _) = server.as_chunks::<4>();
+        let any = servers
+            .iter()
+            .fold(0, |any, server| any | u32::from_le_bytes(*server));
+        if any <= u16::MAX.into() {
+            return Ok(());
+        }
+        let mut servers = servers.iter().map(|server| u32::from_le_bytes(*server));
+        let server = servers.find(|server| *server > u16::MAX.into());
+        Err(bad(Self::NAME, format!("server {}", server.unwrap_or(any))))
+    }
+
+    fn message(runs: Vec<u32>, columns: Vec<Bytes>) -> XicsSourcesMessage {
+        let mut columns = columns.into_iter();
+        let mut next = || columns.next().unwrap_or_default();
+        XicsSourcesMessage {
+            runs,
+            server: next(),
+            priority: next(),
+            saved: next(),
+            status: next(),
+        }
+    }
+
+    fn columns(message: XicsSourcesMessage) -> (Vec<u32>, Vec<Bytes>) {
+        let m = message;
+        (m.runs, vec![m.server, m.priority, m.saved, m.status])
+    }
+}
+
+/// The bits of block `w` that XICS serves.
+pub(in crate::state) fn served(w: u32, geometry: &Geometry) -> u64 {
+    let first = w * u64::BITS;
+    let from = geometry.xics_base().max(first);
+    let to = geometry.sources().min(first + u64::BITS);
+    if from < to {
+        mask(from - first..to - first)
+    } else {
+        0
+    }
+}

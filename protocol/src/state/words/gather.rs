@@ -1,0 +1,117 @@
+//! Blocks of sources from the words of a machine.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering::Acquire;
+
+use super::super::blocks::{Block, Held, SIZE, XicsBlock, XiveBlock};
+use super::super::sources::Writer;
+use super::super::stream::{Encoder, StreamError};
+use super::super::validate::Checker;
+use super::{Words, XICS_INPUT, XIVE_INPUT, all};
+use crate::layout::words::{ics, source};
+use crate::layout::{AtomicWord, Contiguous, Page, Table};
+
+impl<S: Contiguous> Words<'_, S> {
+    /// Writes what XICS has that is not as after reset; marks in `touched` what holds something from outside.
+    pub(super) fn save_xics(
+        &self,
+        touched: &mut [u64],
+        checker: &Checker<'_>,
+        out: &mut Encoder,
+    ) -> Result<(), StreamError> {
+        self.save_blocks(touched, checker, out, |w| {
+            let mut words = [ics::RESET; SIZE];
+            let (shared, bits) = self.ics_words(w);
+            get(shared, &mut words[bits]);
+            let outside = having(&words, all(XICS_INPUT));
+            (XicsBlock::of_words(&words), outside)
+        })
+    }
+
+    /// The same of XIVE.
+    pub(super) fn save_xive(
+        &self,
+        touched: &mut [u64],
+        checker: &Checker<'_>,
+        out: &mut Encoder,
+    ) -> Result<(), StreamError> {
+        self.save_blocks(touched, checker, out, |w| {
+            let (mut sources, mut eas) = ([source::RESET; SIZE], [0; SIZE]);
+            let (shared_sources, shared_eas) = self.xive_words(w);
+            get(shared_sources, &mut sources);
+            get(shared_eas, &mut eas);
+            let outside = having(&sources, all(XIVE_INPUT));
+            (XiveBlock::of_words(&sources, &eas), outside)
+        })
+    }
+
+    fn save_blocks<B: Block>(
+        &self,
+        touched: &mut [u64],
+        checker: &Checker<'_>,
+        out: &mut Encoder,
+        block: impl Fn(u32) -> (B, u64),
+    ) -> Result<(), StreamError> {
+        let mut writer = Writer::new();
+        for (w, touched) in (0..).zip(touched) {
+            let kinds = self.kinds(w);
+            let (block, outside) = block(w);
+            *touched |= outside;
+            let listed = block.used(kinds);
+            if listed == 0 {
+                continue;
+            }
+            let held = Held {
+                w,
+                kinds,
+                block,
+                listed,
+            };
+            checker.used(&held)?;
+            writer.push(&held, out);
+        }
+        writer.flush(out);
+        Ok(())
+    }
+
+    /// Words of the XICS sources of block `w`, and which of the block they are.
+    pub(super) fn ics_words(&self, w: u32) -> (&[S::Word], Range<usize>) {
+        let first = w * u64::BITS;
+        let (base, sources) = (self.geometry.xics_base(), self.geometry.sources());
+        let to = sources.min(first + u64::BITS).max(base);
+        let from = base.max(first).min(to);
+        let words = self
+            .storage
+            .pages(Page::IcsSource(from - base), to - from);
+        let bits = from.saturating_sub(first)..to.saturating_sub(first);
+        match words.is_empty() {
+            true => (words, 0..0),
+            false => (words, bits.start as usize..bits.end as usize),
+        }
+    }
+
+    /// Source words and EAS of block `w`.
+    pub(super) fn xive_words(&self, w: u32) -> (&[S::Word], &[S::Word]) {
+        let first = w * u64::BITS;
+        let count = (self.geometry.sources() - first).min(u64::BITS);
+        let sources = self.storage.pages(Page::Source(first), count);
+        (sources, self.storage.tables(Table::Eas(first), count))
+    }
+}
+
+/// Reads words into `values`, of which there are at least as many.
+fn get<W: AtomicWord>(words: &[W], values: &mut [u64]) {
+    for (value, word) in values.iter_mut().zip(words) {
+        // Acquire: as in `Words::page`.
+        *value = word.load(Acquire);
+    }
+}
+
+/// Which words have any of `bits`.
+fn having(words: &[u64; SIZE], bits: u64) -> u64 {
+    if words.iter().fold(0, |any, word| any | word) & bits == 0 {
+        return 0;
+    }
+    let each = (0..).zip(words).filter(|(_, word)| **word & bits != 0);
+    each.fold(0, |having, (i, _)| having | 1 << i)
+}
