@@ -215,10 +215,12 @@ impl TableStorage for OwnedStorage {
 }
 
 impl Contiguous for OwnedStorage {
+    #[inline]
     fn pages(&self, from: Page, count: u32) -> &[OwnedWord] {
         let at = (self.0.geometry.page_offset(from) / 8) as usize;
         &self.0.pages.owned()[at..at + count as usize]
     }
+    #[inline]
     fn tables(&self, from: Table, count: u32) -> &[OwnedWord] {
         let at = (self.0.geometry.table_offset(from) / 8) as usize;
         &self.0.tables.owned()[at..at + count as usize]

@@ -65,10 +65,12 @@ impl TableStorage for PlainStorage {
 }
 
 impl Contiguous for PlainStorage {
+    #[inline]
     fn pages(&self, from: Page, count: u32) -> &[AtomicU64] {
         let at = (self.geometry.page_offset(from) / 8) as usize;
         &self.pages[at..at + count as usize]
     }
+    #[inline]
     fn tables(&self, from: Table, count: u32) -> &[AtomicU64] {
         let at = (self.geometry.table_offset(from) / 8) as usize;
         &self.tables[at..at + count as usize]

@@ -198,9 +198,11 @@ pub trait Contiguous: TableStorage {
 }
 
 impl<S: Contiguous> Contiguous for std::sync::Arc<S> {
+    #[inline]
     fn pages(&self, from: Page, count: u32) -> &[S::Word] {
         (**self).pages(from, count)
     }
+    #[inline]
     fn tables(&self, from: Table, count: u32) -> &[S::Word] {
         (**self).tables(from, count)
     }

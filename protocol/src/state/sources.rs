@@ -206,26 +206,27 @@ pub(super) struct InStream<'a, B> {
 impl<B: Block> Blocks<B> for InStream<'_, B> {
     fn each<E>(self, mut take: impl FnMut(&Held<B>) -> Result<(), E>) -> Result<(), E> {
         let mut bitmaps = Bitmaps(self.claims);
-        let mut block: Option<Held<B>> = None;
+        let mut held = Held::<B>::new();
+        held.become_empty(0, bitmaps.at(0));
         for run in &self.runs.runs {
             let mut next = run.numbers.start;
             while next < run.numbers.end {
                 let w = next / u64::BITS;
-                let held = match &mut block {
-                    Some(held) if held.w == w => held,
-                    other => {
-                        if let Some(full) = other.take() {
-                            take(&full)?;
-                        }
-                        other.insert(Held::empty(w, bitmaps.at(w)))
+                if held.w != w {
+                    if held.listed != 0 {
+                        take(&held)?;
                     }
-                };
-                let end = run.numbers.end.min(held.first() + u64::BITS);
-                run.fill(self.stream, next..end, held);
+                    held.become_empty(w, bitmaps.at(w));
+                }
+                let end = run.numbers.end.min((w + 1) * u64::BITS);
+                run.fill(self.stream, next..end, &mut held);
                 next = end;
             }
         }
-        block.map_or(Ok(()), |last| take(&last))
+        match held.listed {
+            0 => Ok(()),
+            _ => take(&held),
+        }
     }
 }
 

@@ -99,6 +99,7 @@ impl<'a, S: Contiguous> Words<'a, S> {
     }
 
     /// What the bitmaps say.
+    #[inline]
     fn kinds(&self, w: u32) -> Kinds {
         let claimed = self.table(Table::Claimed(w));
         let lsi = self.table(Table::Lsi(w)) & claimed;

@@ -93,8 +93,10 @@ pub(super) trait Block: Sized {
 
     /// A machine has them.
     fn is_of(ic_mode: IcMode) -> bool;
+    /// All as after reset, of numbers that are not claimed.
+    fn new() -> Self;
     /// All as after reset.
-    fn reset(kinds: Kinds) -> Self;
+    fn reset(&mut self, kinds: Kinds);
     /// Those that are not.
     fn used(&self, kinds: Kinds) -> u64;
     /// All that is listed makes sense. A fast answer: `false` leaves it to [`check`](Self::check) to say what is wrong.
@@ -133,13 +135,19 @@ pub(super) struct Held<B> {
 }
 
 impl<B: Block> Held<B> {
-    pub(super) fn empty(w: u32, kinds: Kinds) -> Self {
+    /// The first of a machine, of which nothing is claimed.
+    pub(super) fn new() -> Self {
         Self {
-            w,
-            kinds,
-            block: B::reset(kinds),
+            w: 0,
+            kinds: Kinds::default(),
+            block: B::new(),
             listed: 0,
         }
+    }
+    /// Becomes another one, of which nothing is listed.
+    pub(super) fn become_empty(&mut self, w: u32, kinds: Kinds) {
+        (self.w, self.kinds, self.listed) = (w, kinds, 0);
+        self.block.reset(kinds);
     }
     pub(super) fn first(&self) -> u32 {
         self.w * u64::BITS
@@ -168,12 +176,13 @@ pub(super) struct Listed<'a, B: Block> {
 impl<B: Block> Blocks<B> for Listed<'_, B> {
     fn each<E>(self, mut take: impl FnMut(&Held<B>) -> Result<(), E>) -> Result<(), E> {
         let mut bitmaps = Bitmaps(self.claims);
+        let mut held = Held::<B>::new();
         for entries in self
             .entries
             .chunk_by(|a, b| B::number(a) / u64::BITS == B::number(b) / u64::BITS)
         {
             let w = B::number(&entries[0]) / u64::BITS;
-            let mut held = Held::<B>::empty(w, bitmaps.at(w));
+            held.become_empty(w, bitmaps.at(w));
             for entry in entries {
                 let bit = B::number(entry) % u64::BITS;
                 held.block.set(bit as usize, entry);
@@ -219,7 +228,7 @@ fn spread(word: u64) -> [u8; SIZE] {
     }
 }
 
-/// And back.
+/// A bit for each byte, which is 0 or 1.
 fn gathered(bytes: &[u8; SIZE]) -> u64 {
     let (eights, _) = bytes.as_chunks::<8>();
     let byte = |eight: &[u8; 8]| {
@@ -228,6 +237,31 @@ fn gathered(bytes: &[u8; SIZE]) -> u64 {
     };
     let each = eights.iter().enumerate();
     each.fold(0, |word, (i, eight)| word | byte(eight) << (8 * i))
+}
+
+/// A bit for each byte that is not 0.
+fn nonzero(bytes: &[u8; SIZE]) -> u64 {
+    let mut ones = [0; SIZE];
+    for (one, byte) in ones.iter_mut().zip(bytes) {
+        *one = u8::from(*byte != 0);
+    }
+    gathered(&ones)
+}
+
+/// Lower and upper halves of words.
+fn halves(words: &[u64; SIZE]) -> ([u32; SIZE], [u32; SIZE]) {
+    let (mut low, mut high) = ([0; SIZE], [0; SIZE]);
+    for ((low, high), word) in low.iter_mut().zip(&mut high).zip(words) {
+        (*low, *high) = (*word as u32, (*word >> 32) as u32);
+    }
+    (low, high)
+}
+
+/// Each value of a column from that of another.
+fn each<A: Copy, B>(to: &mut [B; SIZE], from: &[A; SIZE], of: impl Fn(A) -> B) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = of(*from);
+    }
 }
 
 /// Appends the values of `which`.

@@ -31,7 +31,8 @@ fn agree<B: Block>(seed: u64, entry: impl Fn(&mut Rng, u32) -> B::Entry) -> bool
     let state = random::state(&mut rng, machine, 50);
     let checker = Checker::new(&state.head, &state.claims).unwrap();
     let w = rng.below(machine.sources.div_ceil(u64::BITS));
-    let mut held = Held::<B>::empty(w, Bitmaps(&state.claims).at(w));
+    let mut held = Held::<B>::new();
+    held.become_empty(w, Bitmaps(&state.claims).at(w));
     for bit in 0..u64::BITS.min(machine.sources - held.first()) {
         if rng.one_in(20) {
             let number = held.first() + bit;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use prost::bytes::Bytes;
 
 use super::{
-    Block, Held, Kinds, SIZE, gathered, mask, pick_bytes, pick_words, spread, take_bytes, take_words,
+    Block, Held, Kinds, SIZE, each, halves, mask, nonzero, pick_bytes, pick_words, spread, take_bytes, take_words,
 };
 use crate::layout::{Geometry, IcMode};
 use crate::layout::words::ics;
@@ -18,19 +18,23 @@ const MASKED: u8 = 0xff;
 const SENT: u8 = 1;
 const REJECTED: u8 = 2;
 const MASKED_PENDING: u8 = 4;
-/// The bits of status have the same order in a word.
-const STATUS: u64 = ics::SENT | ics::REJECTED | ics::MASKED_PENDING;
-const STATUS_SHIFT: u32 = 35;
-const CLAIMED_SHIFT: u32 = 32;
-const LSI_SHIFT: u32 = 33;
+const STATUS: u8 = SENT | REJECTED | MASKED_PENDING;
+// Of a word: the lower half is the routing, the upper half has these, of which the status is three in a row.
+const SERVER: u32 = 0xffff;
+const CLAIMED: u8 = 1;
+const LSI: u8 = 2;
+const STATUS_SHIFT: u32 = 3;
 
-const _: () = assert!(
-    ics::SENT == (SENT as u64) << STATUS_SHIFT
-        && ics::REJECTED == (REJECTED as u64) << STATUS_SHIFT
-        && ics::MASKED_PENDING == (MASKED_PENDING as u64) << STATUS_SHIFT
-        && ics::CLAIMED == 1 << CLAIMED_SHIFT
-        && ics::LSI == 1 << LSI_SHIFT
-);
+const _: () = {
+    const fn high(bits: u8) -> u64 {
+        (bits as u64) << 32
+    }
+    assert!(ics::CLAIMED == high(CLAIMED) && ics::LSI == high(LSI));
+    assert!(ics::SENT == high(SENT << STATUS_SHIFT));
+    assert!(ics::REJECTED == high(REJECTED << STATUS_SHIFT));
+    assert!(ics::MASKED_PENDING == high(MASKED_PENDING << STATUS_SHIFT));
+    assert!(ics::SERVER == SERVER as u64);
+};
 
 #[derive(Debug)]
 pub(in crate::state) struct XicsBlock {
@@ -41,40 +45,36 @@ pub(in crate::state) struct XicsBlock {
 }
 
 impl XicsBlock {
-    /// From source words.
-    pub(in crate::state) fn of_words(words: &[u64; SIZE]) -> Self {
-        let mut block = Self::reset(Kinds::default());
-        for (i, word) in words.iter().enumerate() {
-            block.server[i] = ics::server(*word);
-            block.priority[i] = ics::priority(*word);
-            block.saved[i] = ics::saved(*word);
-            block.status[i] = ((word & STATUS) >> STATUS_SHIFT) as u8;
-        }
-        block
+    /// Takes source words.
+    pub(in crate::state) fn take_words(&mut self, words: &[u64; SIZE]) {
+        let (low, high) = halves(words);
+        each(&mut self.server, &low, |low| low & SERVER);
+        each(&mut self.priority, &low, |low| (low >> ics::PRIORITY_SHIFT) as u8);
+        each(&mut self.saved, &low, |low| (low >> ics::SAVED_SHIFT) as u8);
+        each(&mut self.status, &high, |high| (high >> STATUS_SHIFT) as u8 & STATUS);
     }
 
-    /// Source words.
-    pub(in crate::state) fn words(&self, kinds: Kinds) -> [u64; SIZE] {
+    /// Makes source words.
+    pub(in crate::state) fn to_words(&self, kinds: Kinds, words: &mut [u64; SIZE]) {
         let (claimed, lsi) = (spread(kinds.claimed), spread(kinds.lsi));
-        let mut words = [0; SIZE];
-        for (i, word) in words.iter_mut().enumerate() {
-            *word = u64::from(self.server[i])
-                | u64::from(self.priority[i]) << ics::PRIORITY_SHIFT
-                | u64::from(self.saved[i]) << ics::SAVED_SHIFT
-                | u64::from(self.status[i]) << STATUS_SHIFT
-                | u64::from(claimed[i]) << CLAIMED_SHIFT
-                | u64::from(lsi[i]) << LSI_SHIFT;
+        let (mut low, mut high) = (self.server, [0; SIZE]);
+        for i in 0..SIZE {
+            low[i] |= u32::from(self.priority[i]) << ics::PRIORITY_SHIFT
+                | u32::from(self.saved[i]) << ics::SAVED_SHIFT;
         }
-        words
+        for i in 0..SIZE {
+            high[i] = self.status[i] << STATUS_SHIFT | claimed[i] * CLAIMED | lsi[i] * LSI;
+        }
+        for ((word, low), high) in words.iter_mut().zip(&low).zip(&high) {
+            *word = u64::from(*high) << 32 | u64::from(*low);
+        }
     }
 
     /// Sources with any of these bits in their status.
     fn having(&self, status: u8) -> u64 {
         let mut having = [0; SIZE];
-        for (has, found) in having.iter_mut().zip(&self.status) {
-            *has = u8::from(found & status != 0);
-        }
-        gathered(&having)
+        each(&mut having, &self.status, |found| found & status);
+        nonzero(&having)
     }
 }
 
@@ -89,7 +89,7 @@ impl Block for XicsBlock {
         ic_mode.has_xics()
     }
 
-    fn reset(_: Kinds) -> Self {
+    fn new() -> Self {
         Self {
             server: [0; SIZE],
             priority: [MASKED; SIZE],
@@ -98,27 +98,32 @@ impl Block for XicsBlock {
         }
     }
 
+    fn reset(&mut self, _: Kinds) {
+        *self = Self::new();
+    }
+
     fn used(&self, _: Kinds) -> u64 {
         let mut used = [0; SIZE];
+        each(&mut used, &self.server, |server| u8::from(server != 0));
         for i in 0..SIZE {
-            let bytes = !(self.priority[i] & self.saved[i]) | self.status[i];
-            used[i] = u8::from(u32::from(bytes) | self.server[i] != 0);
+            used[i] |= !(self.priority[i] & self.saved[i]) | self.status[i];
         }
-        gathered(&used)
+        nonzero(&used)
     }
 
     fn fits(held: &Held<Self>, geometry: &Geometry) -> bool {
         let (block, kinds, servers) = (&held.block, held.kinds, geometry.servers());
-        let mut wrong = 0;
-        for i in 0..SIZE {
-            let (priority, saved) = (block.priority[i], block.saved[i]);
-            wrong |= u8::from(block.server[i] >= servers)
-                | u8::from(priority != saved) & u8::from(priority != MASKED);
+        let (mut wrong_server, mut wrong) = (0, 0);
+        for server in &block.server {
+            wrong_server |= u32::from(*server >= servers);
+        }
+        for (priority, saved) in block.priority.iter().zip(&block.saved) {
+            wrong |= u8::from(priority != saved) & u8::from(*priority != MASKED);
         }
         let no_lsi = block.having(SENT) & !kinds.lsi;
         let no_msi = block.having(REJECTED | MASKED_PENDING) & !(kinds.claimed & !kinds.lsi);
         let not_served = held.listed & !served(held.w, geometry);
-        wrong == 0 && (no_lsi | no_msi | not_served) == 0
+        wrong_server == 0 && wrong == 0 && (no_lsi | no_msi | not_served) == 0
     }
 
     fn check(

@@ -5,7 +5,7 @@ use std::ops::Range;
 use prost::bytes::Bytes;
 
 use super::{
-    Block, Held, Kinds, SIZE, gathered, pick_bytes, pick_words, spread, take_bytes, take_words,
+    Block, Held, Kinds, SIZE, each, halves, nonzero, pick_bytes, pick_words, spread, take_bytes, take_words,
 };
 use crate::layout::{Geometry, IcMode};
 use crate::layout::words::{eas, source};
@@ -16,7 +16,20 @@ use crate::state::validate::{Checker, Invalid};
 
 /// Flags: PQ, and above it whether the EAS is masked.
 const MASKED_SHIFT: u32 = 2;
+const MASKED: u8 = 1 << MASKED_SHIFT;
+const PQ: u32 = 3;
 const EISN: u32 = 0x7fff_ffff;
+/// In the upper half of an EAS.
+const END: u32 = 0x00ff_ffff;
+
+/// As after reset.
+fn reset_flags(kinds: Kinds) -> [u8; SIZE] {
+    let mut flags = spread(kinds.claimed);
+    for flags in &mut flags {
+        *flags = *flags * MASKED | source::RESET as u8;
+    }
+    flags
+}
 
 #[derive(Debug)]
 pub(in crate::state) struct XiveBlock {
@@ -26,33 +39,40 @@ pub(in crate::state) struct XiveBlock {
 }
 
 impl XiveBlock {
-    /// From source words and EAS.
-    pub(in crate::state) fn of_words(sources: &[u64; SIZE], eas: &[u64; SIZE]) -> Self {
-        let (mut flags, mut end, mut eisn) = ([0; SIZE], [0; SIZE], [0; SIZE]);
-        for i in 0..SIZE {
-            flags[i] = (sources[i] & source::PQ) as u8
-                | ((eas[i] & eas::MASKED) >> (31 - MASKED_SHIFT)) as u8;
-            end[i] = eas::end(eas[i]);
-            eisn[i] = eas::eisn(eas[i]);
+    /// Takes source words and EAS.
+    pub(in crate::state) fn take_words(&mut self, sources: &[u64; SIZE], eas: &[u64; SIZE]) {
+        let (low, high) = halves(eas);
+        each(&mut self.end, &high, |high| high & END);
+        each(&mut self.eisn, &low, |low| low & EISN);
+        let (mut flags, _) = halves(sources);
+        for (flags, low) in flags.iter_mut().zip(&low) {
+            *flags = *flags & PQ | low >> 31 << MASKED_SHIFT;
         }
-        Self { flags, end, eisn }
+        each(&mut self.flags, &flags, |flags| flags as u8);
     }
 
-    /// Source words and EAS.
-    pub(in crate::state) fn words(&self, kinds: Kinds) -> ([u64; SIZE], [u64; SIZE]) {
+    /// Makes source words and EAS.
+    pub(in crate::state) fn to_words(
+        &self,
+        kinds: Kinds,
+        sources: &mut [u64; SIZE],
+        eas: &mut [u64; SIZE],
+    ) {
+        each(sources, &self.flags, |flags| u64::from(flags) & source::PQ);
         let valid = spread(kinds.claimed);
-        let (mut sources, mut eas) = ([0; SIZE], [0; SIZE]);
+        let (mut low, mut high) = (self.eisn, self.end);
         for i in 0..SIZE {
-            sources[i] = u64::from(self.flags[i]) & source::PQ;
-            let masked = u64::from(self.flags[i] >> MASKED_SHIFT) << 31;
-            let route = u64::from(self.end[i]) << 32 | u64::from(self.eisn[i]);
-            eas[i] = u64::from(valid[i]) << 63 | route | masked;
+            low[i] |= u32::from(self.flags[i] & MASKED) << (31 - MASKED_SHIFT);
+            high[i] |= u32::from(valid[i]) << 31;
         }
-        (sources, eas)
+        for ((eas, low), high) in eas.iter_mut().zip(&low).zip(&high) {
+            *eas = u64::from(*high) << 32 | u64::from(*low);
+        }
     }
 }
 
-const _: () = assert!(eas::VALID == 1 << 63 && eas::MASKED == 1 << 31 && source::PQ == 3);
+// Both halves of an EAS have their flag on top.
+const _: () = assert!(eas::VALID == 1 << 63 && eas::MASKED == 1 << 31 && source::PQ == PQ as u64);
 
 impl Block for XiveBlock {
     type Entry = XiveSource;
@@ -64,31 +84,37 @@ impl Block for XiveBlock {
         ic_mode.has_xive()
     }
 
-    fn reset(kinds: Kinds) -> Self {
-        let claimed = spread(kinds.claimed);
+    fn new() -> Self {
         Self {
-            flags: claimed.map(|claimed| claimed << MASKED_SHIFT | source::RESET as u8),
+            flags: [source::RESET as u8; SIZE],
             end: [0; SIZE],
             eisn: [0; SIZE],
         }
     }
 
+    fn reset(&mut self, kinds: Kinds) {
+        self.flags = reset_flags(kinds);
+        self.end.fill(0);
+        self.eisn.fill(0);
+    }
+
     fn used(&self, kinds: Kinds) -> u64 {
-        let claimed = spread(kinds.claimed);
-        let mut used = [0; SIZE];
-        for i in 0..SIZE {
-            let flags = self.flags[i] ^ (claimed[i] << MASKED_SHIFT | source::RESET as u8);
-            let differs = u32::from(flags) | self.end[i] | self.eisn[i];
-            used[i] = u8::from(differs != 0);
+        let mut routed = [0; SIZE];
+        for ((routed, end), eisn) in routed.iter_mut().zip(&self.end).zip(&self.eisn) {
+            *routed = u8::from(end | eisn != 0);
         }
-        gathered(&used)
+        let mut used = reset_flags(kinds);
+        for ((used, flags), routed) in used.iter_mut().zip(&self.flags).zip(&routed) {
+            *used = (*used ^ flags) | routed;
+        }
+        nonzero(&used)
     }
 
     fn fits(held: &Held<Self>, geometry: &Geometry) -> bool {
         let (block, ends) = (&held.block, geometry.ends());
         let mut wrong = 0;
-        for i in 0..SIZE {
-            wrong |= u32::from(block.end[i] >= ends) | (block.eisn[i] & !EISN);
+        for (end, eisn) in block.end.iter().zip(&block.eisn) {
+            wrong |= u32::from(*end >= ends) | (eisn & !EISN);
         }
         wrong == 0
     }
@@ -109,14 +135,14 @@ impl Block for XiveBlock {
         XiveSource {
             lisn,
             pq: self.flags[bit] & 3,
-            masked: self.flags[bit] >> MASKED_SHIFT != 0,
+            masked: self.flags[bit] & MASKED != 0,
             end: self.end[bit],
             eisn: self.eisn[bit],
         }
     }
 
     fn set(&mut self, bit: usize, entry: &XiveSource) {
-        self.flags[bit] = entry.pq | u8::from(entry.masked) << MASKED_SHIFT;
+        self.flags[bit] = entry.pq | u8::from(entry.masked) * MASKED;
         self.end[bit] = entry.end;
         self.eisn[bit] = entry.eisn;
     }

@@ -19,12 +19,12 @@ impl<S: Contiguous> Words<'_, S> {
         checker: &Checker<'_>,
         out: &mut Encoder,
     ) -> Result<(), StreamError> {
-        self.save_blocks(touched, checker, out, |w| {
+        self.save_blocks(touched, checker, out, |w, block: &mut XicsBlock| {
             let mut words = [ics::RESET; SIZE];
             let (shared, bits) = self.ics_words(w);
             get(shared, &mut words[bits]);
-            let outside = having(&words, all(XICS_INPUT));
-            (XicsBlock::of_words(&words), outside)
+            block.take_words(&words);
+            having(&words, all(XICS_INPUT))
         })
     }
 
@@ -35,13 +35,13 @@ impl<S: Contiguous> Words<'_, S> {
         checker: &Checker<'_>,
         out: &mut Encoder,
     ) -> Result<(), StreamError> {
-        self.save_blocks(touched, checker, out, |w| {
+        self.save_blocks(touched, checker, out, |w, block: &mut XiveBlock| {
             let (mut sources, mut eas) = ([source::RESET; SIZE], [0; SIZE]);
             let (shared_sources, shared_eas) = self.xive_words(w);
             get(shared_sources, &mut sources);
             get(shared_eas, &mut eas);
-            let outside = having(&sources, all(XIVE_INPUT));
-            (XiveBlock::of_words(&sources, &eas), outside)
+            block.take_words(&sources, &eas);
+            having(&sources, all(XIVE_INPUT))
         })
     }
 
@@ -50,31 +50,25 @@ impl<S: Contiguous> Words<'_, S> {
         touched: &mut [u64],
         checker: &Checker<'_>,
         out: &mut Encoder,
-        block: impl Fn(u32) -> (B, u64),
+        take: impl Fn(u32, &mut B) -> u64,
     ) -> Result<(), StreamError> {
         let mut writer = Writer::new();
+        let mut held = Held::<B>::new();
         for (w, touched) in (0..).zip(touched) {
-            let kinds = self.kinds(w);
-            let (block, outside) = block(w);
-            *touched |= outside;
-            let listed = block.used(kinds);
-            if listed == 0 {
-                continue;
+            (held.w, held.kinds) = (w, self.kinds(w));
+            *touched |= take(w, &mut held.block);
+            held.listed = held.block.used(held.kinds);
+            if held.listed != 0 {
+                checker.used(&held)?;
+                writer.push(&held, out);
             }
-            let held = Held {
-                w,
-                kinds,
-                block,
-                listed,
-            };
-            checker.used(&held)?;
-            writer.push(&held, out);
         }
         writer.flush(out);
         Ok(())
     }
 
     /// Words of the XICS sources of block `w`, and which of the block they are.
+    #[inline]
     pub(super) fn ics_words(&self, w: u32) -> (&[S::Word], Range<usize>) {
         let first = w * u64::BITS;
         let (base, sources) = (self.geometry.xics_base(), self.geometry.sources());
@@ -91,6 +85,7 @@ impl<S: Contiguous> Words<'_, S> {
     }
 
     /// Source words and EAS of block `w`.
+    #[inline]
     pub(super) fn xive_words(&self, w: u32) -> (&[S::Word], &[S::Word]) {
         let first = w * u64::BITS;
         let count = (self.geometry.sources() - first).min(u64::BITS);

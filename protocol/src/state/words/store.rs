@@ -76,9 +76,12 @@ impl<S: Contiguous> Words<'_, S> {
 
     /// Every block of the machine, those too of which nothing is listed.
     fn store_blocks<B: Block>(&self, blocks: impl Blocks<B>, mut store: impl FnMut(&Held<B>)) {
-        let mut next = 0;
+        let (mut next, mut unlisted) = (0, Held::<B>::new());
         let mut empty = |to: u32, store: &mut dyn FnMut(&Held<B>)| {
-            (next..to).for_each(|w| store(&Held::empty(w, self.kinds(w))));
+            for w in next..to {
+                unlisted.become_empty(w, self.kinds(w));
+                store(&unlisted);
+            }
             next = to + 1;
         };
         let done: Result<(), Infallible> = blocks.each(|held| {
@@ -91,14 +94,16 @@ impl<S: Contiguous> Words<'_, S> {
     }
 
     fn store_xics(&self, held: &Held<XicsBlock>, inputs: &mut &[Input]) {
-        let mut words = held.block.words(held.kinds);
+        let mut words = [0; SIZE];
+        held.block.to_words(held.kinds, &mut words);
         add_inputs(held.first(), inputs, XICS_INPUT, &mut words);
         let (shared, bits) = self.ics_words(held.w);
         put(shared, &words[bits]);
     }
 
     fn store_xive(&self, held: &Held<XiveBlock>, inputs: &mut &[Input]) {
-        let (mut sources, eas) = held.block.words(held.kinds);
+        let (mut sources, mut eas) = ([0; SIZE], [0; SIZE]);
+        held.block.to_words(held.kinds, &mut sources, &mut eas);
         add_inputs(held.first(), inputs, XIVE_INPUT, &mut sources);
         let (shared_sources, shared_eas) = self.xive_words(held.w);
         put(shared_eas, &eas);
