@@ -10,8 +10,8 @@ use papr_intc_frontend::protocol::layout::plain::PlainStorage;
 use papr_intc_frontend::protocol::layout::words::{icp, tima};
 use papr_intc_frontend::protocol::layout::{IcMode, Page, Storage};
 use papr_intc_frontend::protocol::state::model::{Head, State};
-use papr_intc_frontend::protocol::state::{Bytes, Incoming};
 use papr_intc_frontend::protocol::state::words::Words;
+use papr_intc_frontend::protocol::state::{Bytes, Incoming};
 use papr_intc_frontend::{GuestRam, Intc, Options};
 
 use crate::rig::{launcher, machine, no_kick, patient, pin, routed, unpin};

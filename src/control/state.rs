@@ -91,7 +91,8 @@ impl<M: QueueMemory> Core<M> {
         }
         let c = self.controller();
         if c.state.mode == Mode::Xics {
-            for lisn in self.claims().claimed_from(c.geometry.xics_base()) {
+            // All that waits has been indexed: who opens its vCPU later finds it.
+            for lisn in self.sources_where(|_| false, |word| c.xics.is_due(word)) {
                 self.run(|| c.xics.look_again(lisn));
             }
         }

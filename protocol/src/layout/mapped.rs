@@ -209,6 +209,7 @@ impl Storage for OwnedStorage {
 }
 
 impl TableStorage for OwnedStorage {
+    #[inline]
     fn table_word(&self, at: Table) -> &OwnedWord {
         &self.0.tables.owned()[(self.0.geometry.table_offset(at) / 8) as usize]
     }

@@ -5,10 +5,11 @@ use std::ops::Range;
 use prost::bytes::Bytes;
 
 use super::{
-    Block, Held, Kinds, SIZE, each, halves, mask, nonzero, pick_bytes, pick_words, spread, take_bytes, take_words,
+    Block, Held, Kinds, SIZE, each, halves, mask, nonzero, pick_bytes, pick_words, spread,
+    take_bytes, take_words,
 };
-use crate::layout::{Geometry, IcMode};
 use crate::layout::words::ics;
+use crate::layout::{Geometry, IcMode};
 use crate::state::columns::{XicsSourcesMessage, bad, known_bytes};
 use crate::state::model::{Kind, XicsSource};
 use crate::state::stream::StreamError;
@@ -49,9 +50,13 @@ impl XicsBlock {
     pub(in crate::state) fn take_words(&mut self, words: &[u64; SIZE]) {
         let (low, high) = halves(words);
         each(&mut self.server, &low, |low| low & SERVER);
-        each(&mut self.priority, &low, |low| (low >> ics::PRIORITY_SHIFT) as u8);
+        each(&mut self.priority, &low, |low| {
+            (low >> ics::PRIORITY_SHIFT) as u8
+        });
         each(&mut self.saved, &low, |low| (low >> ics::SAVED_SHIFT) as u8);
-        each(&mut self.status, &high, |high| (high >> STATUS_SHIFT) as u8 & STATUS);
+        each(&mut self.status, &high, |high| {
+            (high >> STATUS_SHIFT) as u8 & STATUS
+        });
     }
 
     /// Makes source words.
@@ -126,11 +131,7 @@ impl Block for XicsBlock {
         wrong_server == 0 && wrong == 0 && (no_lsi | no_msi | not_served) == 0
     }
 
-    fn check(
-        checker: &Checker<'_>,
-        entry: &XicsSource,
-        kind: Option<Kind>,
-    ) -> Result<(), Invalid> {
+    fn check(checker: &Checker<'_>, entry: &XicsSource, kind: Option<Kind>) -> Result<(), Invalid> {
         checker.xics_source(entry, kind)
     }
 

@@ -5,10 +5,11 @@ use std::ops::Range;
 use prost::bytes::Bytes;
 
 use super::{
-    Block, Held, Kinds, SIZE, each, halves, nonzero, pick_bytes, pick_words, spread, take_bytes, take_words,
+    Block, Held, Kinds, SIZE, each, halves, nonzero, pick_bytes, pick_words, spread, take_bytes,
+    take_words,
 };
-use crate::layout::{Geometry, IcMode};
 use crate::layout::words::{eas, source};
+use crate::layout::{Geometry, IcMode};
 use crate::state::columns::{XiveSourcesMessage, known_bytes};
 use crate::state::model::{Kind, XiveSource};
 use crate::state::stream::StreamError;
@@ -119,11 +120,7 @@ impl Block for XiveBlock {
         wrong == 0
     }
 
-    fn check(
-        checker: &Checker<'_>,
-        entry: &XiveSource,
-        kind: Option<Kind>,
-    ) -> Result<(), Invalid> {
+    fn check(checker: &Checker<'_>, entry: &XiveSource, kind: Option<Kind>) -> Result<(), Invalid> {
         checker.xive_source(entry, kind)
     }
 

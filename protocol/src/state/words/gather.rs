@@ -74,9 +74,7 @@ impl<S: Contiguous> Words<'_, S> {
         let (base, sources) = (self.geometry.xics_base(), self.geometry.sources());
         let to = sources.min(first + u64::BITS).max(base);
         let from = base.max(first).min(to);
-        let words = self
-            .storage
-            .pages(Page::IcsSource(from - base), to - from);
+        let words = self.storage.pages(Page::IcsSource(from - base), to - from);
         let bits = from.saturating_sub(first)..to.saturating_sub(first);
         match words.is_empty() {
             true => (words, 0..0),

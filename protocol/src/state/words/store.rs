@@ -7,7 +7,9 @@ use std::convert::Infallible;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::super::Incoming;
-use super::super::blocks::{Bitmaps, Block, Blocks, Held, Kinds, Listed, SIZE, XicsBlock, XiveBlock};
+use super::super::blocks::{
+    Bitmaps, Block, Blocks, Held, Kinds, Listed, SIZE, XicsBlock, XiveBlock,
+};
 use super::super::model::*;
 use super::{InputBits, Words, XICS_INPUT, XIVE_INPUT};
 use crate::layout::header::Mode;
@@ -159,7 +161,6 @@ impl<S: Contiguous> Words<'_, S> {
         }
     }
 }
-
 
 /// Stores `values`, of which there are at least as many.
 fn put<W: AtomicWord>(words: &[W], values: &[u64]) {

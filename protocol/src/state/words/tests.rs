@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::Release;
 use super::super::Incoming;
 use super::super::random::{self, Rng};
 use super::*;
-use crate::layout::{Storage, TableStorage};
 use crate::layout::plain::PlainStorage;
 use crate::layout::{Compat, IcMode};
+use crate::layout::{Storage, TableStorage};
 
 /// Words of a machine whose vCPUs exist, and otherwise full of what an earlier life left.
 fn used_words(rng: &mut Rng, state: &State) -> PlainStorage {
@@ -104,9 +104,7 @@ fn words_that_a_vmm_scribbled_on_are_not_saved_as_a_state() {
         storage.page(Page::Icp(1)).fetch_or(icp::CONNECTED, Release);
         storage
     };
-    let save = |storage: &PlainStorage| {
-        Words::new(storage, &machine, &geometry).save("random")
-    };
+    let save = |storage: &PlainStorage| Words::new(storage, &machine, &geometry).save("random");
     save(&fresh()).unwrap();
     for (at, value, item) in [
         (
