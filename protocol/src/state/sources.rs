@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use prost::bytes::Bytes;
 
-use super::blocks::{Bitmaps, Block, Blocks, Held, bits, spans};
+use super::blocks::{Bitmaps, Block, Blocks, Held, bits, mask, spans};
 use super::columns::{self, MOST, bad};
 use super::model::Claims;
 use super::stream::{Encoder, StreamError};
@@ -207,19 +207,21 @@ impl<B: Block> Blocks<B> for InStream<'_, B> {
     fn each<E>(self, mut take: impl FnMut(&Held<B>) -> Result<(), E>) -> Result<(), E> {
         let mut bitmaps = Bitmaps(self.claims);
         let mut held = Held::<B>::new();
-        held.become_empty(0, bitmaps.at(0));
         for run in &self.runs.runs {
             let mut next = run.numbers.start;
             while next < run.numbers.end {
                 let w = next / u64::BITS;
-                if held.w != w {
+                let first = w * u64::BITS;
+                let end = run.numbers.end.min(first + u64::BITS);
+                let bits = mask(next - first..end - first);
+                if held.w != w || held.listed == 0 {
                     if held.listed != 0 {
                         take(&held)?;
                     }
-                    held.become_empty(w, bitmaps.at(w));
+                    held.become_empty(w, bitmaps.at(w), bits);
                 }
-                let end = run.numbers.end.min((w + 1) * u64::BITS);
                 run.fill(self.stream, next..end, &mut held);
+                held.listed |= bits;
                 next = end;
             }
         }
@@ -242,9 +244,8 @@ impl Run {
                 *piece = &stream[from..from + count * width];
             }
         }
-        let bits = numbers.start - held.first()..numbers.end - held.first();
-        held.listed |= super::blocks::mask(bits.clone());
-        let bits = bits.start as usize..bits.end as usize;
-        held.block.take(bits, &pieces[..B::COLUMNS.len()]);
+        let bit = (numbers.start - held.first()) as usize;
+        held.block
+            .take(bit..bit + count, &pieces[..B::COLUMNS.len()]);
     }
 }

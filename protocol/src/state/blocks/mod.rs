@@ -144,10 +144,12 @@ impl<B: Block> Held<B> {
             listed: 0,
         }
     }
-    /// Becomes another one, of which nothing is listed.
-    pub(super) fn become_empty(&mut self, w: u32, kinds: Kinds) {
+    /// Becomes another one, of which nothing is listed; all but `coming`, which is about to be, is as after reset.
+    pub(super) fn become_empty(&mut self, w: u32, kinds: Kinds, coming: u64) {
         (self.w, self.kinds, self.listed) = (w, kinds, 0);
-        self.block.reset(kinds);
+        if coming != u64::MAX {
+            self.block.reset(kinds);
+        }
     }
     pub(super) fn first(&self) -> u32 {
         self.w * u64::BITS
@@ -182,7 +184,7 @@ impl<B: Block> Blocks<B> for Listed<'_, B> {
             .chunk_by(|a, b| B::number(a) / u64::BITS == B::number(b) / u64::BITS)
         {
             let w = B::number(&entries[0]) / u64::BITS;
-            held.become_empty(w, bitmaps.at(w));
+            held.become_empty(w, bitmaps.at(w), 0);
             for entry in entries {
                 let bit = B::number(entry) % u64::BITS;
                 held.block.set(bit as usize, entry);
@@ -218,13 +220,19 @@ pub(super) fn mask(bits: Range<u32>) -> u64 {
     u64::MAX >> (u64::BITS - (bits.end - bits.start)) << bits.start
 }
 
-/// A byte for each bit, 0 or 1.
-fn spread(word: u64) -> [u8; SIZE] {
+/// A value for each bit: `set`, or 0.
+fn spread<T: Copy + Default>(word: u64, set: T) -> [T; SIZE] {
     // Neighbours are most often alike.
     match word {
-        0 => [0; SIZE],
-        u64::MAX => [1; SIZE],
-        _ => std::array::from_fn(|i| (word >> i & 1) as u8),
+        0 => [T::default(); SIZE],
+        u64::MAX => [set; SIZE],
+        _ => std::array::from_fn(|i| {
+            if word >> i & 1 == 1 {
+                set
+            } else {
+                T::default()
+            }
+        }),
     }
 }
 
@@ -265,46 +273,53 @@ fn each<A: Copy, B>(to: &mut [B; SIZE], from: &[A; SIZE], of: impl Fn(A) -> B) {
 }
 
 /// Appends the values of `which`.
-fn pick<const N: usize>(values: &[[u8; N]], which: u64, to: &mut Vec<u8>) {
+fn pick_bytes(values: &[u8; SIZE], which: u64, to: &mut Vec<u8>) {
     if which == u64::MAX {
-        to.extend_from_slice(values.as_flattened());
-        return;
+        return to.extend_from_slice(values);
     }
     for span in spans(which) {
-        let span = span.start as usize..span.end as usize;
-        to.extend_from_slice(values[span].as_flattened());
+        to.extend_from_slice(&values[span.start as usize..span.end as usize]);
     }
-}
-
-fn pick_bytes(values: &[u8; SIZE], which: u64, to: &mut Vec<u8>) {
-    pick(values.as_chunks::<1>().0, which, to);
 }
 
 fn pick_words(values: &[u32; SIZE], which: u64, to: &mut Vec<u8>) {
     let mut bytes = [[0; 4]; SIZE];
-    for (bytes, value) in bytes.iter_mut().zip(values) {
-        *bytes = value.to_le_bytes();
+    each(&mut bytes, values, u32::to_le_bytes);
+    if which == u64::MAX {
+        return to.extend_from_slice(bytes.as_flattened());
     }
-    pick(&bytes, which, to);
+    for span in spans(which) {
+        let span = &bytes[span.start as usize..span.end as usize];
+        to.extend_from_slice(span.as_flattened());
+    }
 }
 
-/// Takes a piece of a column.
+/// Takes a piece of a column; that is most often all of the block, and empty if the column is left out.
 fn take_bytes(to: &mut [u8], column: &[u8]) {
-    match column {
-        [] => to.fill(0),
-        column => to.copy_from_slice(column),
+    if column.is_empty() {
+        to.fill(0);
+    } else if let (Ok(to), Ok(column)) = (whole(to), <&[u8; SIZE]>::try_from(column)) {
+        *to = *column;
+    } else {
+        to.copy_from_slice(column);
     }
 }
 
 fn take_words(to: &mut [u32], column: &[u8]) {
-    match column.as_chunks::<4>().0 {
-        [] => to.fill(0),
-        column => {
-            for (to, bytes) in to.iter_mut().zip(column) {
-                *to = u32::from_le_bytes(*bytes);
-            }
+    let (column, _) = column.as_chunks::<4>();
+    if column.is_empty() {
+        to.fill(0);
+    } else if let (Ok(to), Ok(column)) = (whole(to), column.try_into()) {
+        each(to, column, u32::from_le_bytes);
+    } else {
+        for (to, bytes) in to.iter_mut().zip(column) {
+            *to = u32::from_le_bytes(*bytes);
         }
     }
+}
+
+fn whole<T>(values: &mut [T]) -> Result<&mut [T; SIZE], std::array::TryFromSliceError> {
+    values.try_into()
 }
 
 #[cfg(test)]

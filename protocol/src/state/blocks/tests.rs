@@ -10,7 +10,7 @@ fn bits_spans_and_bytes_say_the_same() {
         .into_iter()
         .chain((0..1000).map(|_| rng.word() & rng.word()))
     {
-        assert_eq!(gathered(&spread(word)), word);
+        assert_eq!(gathered(&spread(word, 1)), word);
         let each: Vec<u32> = (0..64).filter(|i| word >> i & 1 == 1).collect();
         assert_eq!(bits(word).collect::<Vec<_>>(), each);
         assert_eq!(spans(word).flatten().collect::<Vec<_>>(), each);
@@ -32,7 +32,7 @@ fn agree<B: Block>(seed: u64, entry: impl Fn(&mut Rng, u32) -> B::Entry) -> bool
     let checker = Checker::new(&state.head, &state.claims).unwrap();
     let w = rng.below(machine.sources.div_ceil(u64::BITS));
     let mut held = Held::<B>::new();
-    held.become_empty(w, Bitmaps(&state.claims).at(w));
+    held.become_empty(w, Bitmaps(&state.claims).at(w), 0);
     for bit in 0..u64::BITS.min(machine.sources - held.first()) {
         if rng.one_in(20) {
             let number = held.first() + bit;

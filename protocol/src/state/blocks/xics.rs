@@ -45,9 +45,22 @@ pub(in crate::state) struct XicsBlock {
     status: [u8; SIZE],
 }
 
+impl Held<XicsBlock> {
+    /// Takes source words; listed is what is not as after reset.
+    pub(in crate::state) fn take(&mut self, words: &[u64; SIZE]) {
+        const KEPT: u64 = 0xffff_ffff | (STATUS as u64) << (32 + STATUS_SHIFT);
+        let differ = words.iter().fold(0, |any, word| any | word ^ ics::RESET);
+        self.listed = 0;
+        if differ & KEPT != 0 {
+            self.block.take_words(words);
+            self.listed = self.block.used(self.kinds);
+        }
+    }
+}
+
 impl XicsBlock {
     /// Takes source words.
-    pub(in crate::state) fn take_words(&mut self, words: &[u64; SIZE]) {
+    fn take_words(&mut self, words: &[u64; SIZE]) {
         let (low, high) = halves(words);
         each(&mut self.server, &low, |low| low & SERVER);
         each(&mut self.priority, &low, |low| {
@@ -61,14 +74,14 @@ impl XicsBlock {
 
     /// Makes source words.
     pub(in crate::state) fn to_words(&self, kinds: Kinds, words: &mut [u64; SIZE]) {
-        let (claimed, lsi) = (spread(kinds.claimed), spread(kinds.lsi));
+        let (claimed, lsi) = (spread(kinds.claimed, CLAIMED), spread(kinds.lsi, LSI));
         let (mut low, mut high) = (self.server, [0; SIZE]);
         for i in 0..SIZE {
             low[i] |= u32::from(self.priority[i]) << ics::PRIORITY_SHIFT
                 | u32::from(self.saved[i]) << ics::SAVED_SHIFT;
         }
         for i in 0..SIZE {
-            high[i] = self.status[i] << STATUS_SHIFT | claimed[i] * CLAIMED | lsi[i] * LSI;
+            high[i] = self.status[i] << STATUS_SHIFT | claimed[i] | lsi[i];
         }
         for ((word, low), high) in words.iter_mut().zip(&low).zip(&high) {
             *word = u64::from(*high) << 32 | u64::from(*low);

@@ -22,12 +22,13 @@ const PQ: u32 = 3;
 const EISN: u32 = 0x7fff_ffff;
 /// In the upper half of an EAS.
 const END: u32 = 0x00ff_ffff;
+const VALID: u32 = 1 << 31;
 
 /// As after reset.
 fn reset_flags(kinds: Kinds) -> [u8; SIZE] {
-    let mut flags = spread(kinds.claimed);
+    let mut flags = spread(kinds.claimed, MASKED);
     for flags in &mut flags {
-        *flags = *flags * MASKED | source::RESET as u8;
+        *flags |= source::RESET as u8;
     }
     flags
 }
@@ -39,9 +40,29 @@ pub(in crate::state) struct XiveBlock {
     eisn: [u32; SIZE],
 }
 
+impl Held<XiveBlock> {
+    /// Takes source words and EAS; listed is what is not as after reset.
+    pub(in crate::state) fn take(&mut self, sources: &[u64; SIZE], eas: &[u64; SIZE]) {
+        let reset = match self.kinds.claimed {
+            u64::MAX => eas::VALID | eas::MASKED,
+            // If some are claimed, it takes a closer look.
+            _ => 0,
+        };
+        let source = sources
+            .iter()
+            .fold(0, |any, word| any | word ^ source::RESET);
+        let routing = eas.iter().fold(0, |any, eas| any | eas ^ reset);
+        self.listed = 0;
+        if source & source::PQ | routing != 0 {
+            self.block.take_words(sources, eas);
+            self.listed = self.block.used(self.kinds);
+        }
+    }
+}
+
 impl XiveBlock {
     /// Takes source words and EAS.
-    pub(in crate::state) fn take_words(&mut self, sources: &[u64; SIZE], eas: &[u64; SIZE]) {
+    fn take_words(&mut self, sources: &[u64; SIZE], eas: &[u64; SIZE]) {
         let (low, high) = halves(eas);
         each(&mut self.end, &high, |high| high & END);
         each(&mut self.eisn, &low, |low| low & EISN);
@@ -59,12 +80,15 @@ impl XiveBlock {
         sources: &mut [u64; SIZE],
         eas: &mut [u64; SIZE],
     ) {
-        each(sources, &self.flags, |flags| u64::from(flags) & source::PQ);
-        let valid = spread(kinds.claimed);
-        let (mut low, mut high) = (self.eisn, self.end);
-        for i in 0..SIZE {
-            low[i] |= u32::from(self.flags[i] & MASKED) << (31 - MASKED_SHIFT);
-            high[i] |= u32::from(valid[i]) << 31;
+        let mut flags = [0; SIZE];
+        each(&mut flags, &self.flags, u32::from);
+        each(sources, &flags, |flags| u64::from(flags & PQ));
+        let (mut low, mut high) = (self.eisn, spread(kinds.claimed, VALID));
+        for (low, flags) in low.iter_mut().zip(&flags) {
+            *low |= flags >> MASKED_SHIFT << 31;
+        }
+        for (high, end) in high.iter_mut().zip(&self.end) {
+            *high |= end;
         }
         for ((eas, low), high) in eas.iter_mut().zip(&low).zip(&high) {
             *eas = u64::from(*high) << 32 | u64::from(*low);

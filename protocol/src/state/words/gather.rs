@@ -19,11 +19,11 @@ impl<S: Contiguous> Words<'_, S> {
         checker: &Checker<'_>,
         out: &mut Encoder,
     ) -> Result<(), StreamError> {
-        self.save_blocks(touched, checker, out, |w, block: &mut XicsBlock| {
+        self.save_blocks(touched, checker, out, |held: &mut Held<XicsBlock>| {
             let mut words = [ics::RESET; SIZE];
-            let (shared, bits) = self.ics_words(w);
+            let (shared, bits) = self.ics_words(held.w);
             get(shared, &mut words[bits]);
-            block.take_words(&words);
+            held.take(&words);
             having(&words, all(XICS_INPUT))
         })
     }
@@ -35,12 +35,12 @@ impl<S: Contiguous> Words<'_, S> {
         checker: &Checker<'_>,
         out: &mut Encoder,
     ) -> Result<(), StreamError> {
-        self.save_blocks(touched, checker, out, |w, block: &mut XiveBlock| {
+        self.save_blocks(touched, checker, out, |held: &mut Held<XiveBlock>| {
             let (mut sources, mut eas) = ([source::RESET; SIZE], [0; SIZE]);
-            let (shared_sources, shared_eas) = self.xive_words(w);
+            let (shared_sources, shared_eas) = self.xive_words(held.w);
             get(shared_sources, &mut sources);
             get(shared_eas, &mut eas);
-            block.take_words(&sources, &eas);
+            held.take(&sources, &eas);
             having(&sources, all(XIVE_INPUT))
         })
     }
@@ -50,14 +50,13 @@ impl<S: Contiguous> Words<'_, S> {
         touched: &mut [u64],
         checker: &Checker<'_>,
         out: &mut Encoder,
-        take: impl Fn(u32, &mut B) -> u64,
+        take: impl Fn(&mut Held<B>) -> u64,
     ) -> Result<(), StreamError> {
         let mut writer = Writer::new();
         let mut held = Held::<B>::new();
         for (w, touched) in (0..).zip(touched) {
             (held.w, held.kinds) = (w, self.kinds(w));
-            *touched |= take(w, &mut held.block);
-            held.listed = held.block.used(held.kinds);
+            *touched |= take(&mut held);
             if held.listed != 0 {
                 checker.used(&held)?;
                 writer.push(&held, out);

@@ -81,7 +81,7 @@ impl<S: Contiguous> Words<'_, S> {
         let (mut next, mut unlisted) = (0, Held::<B>::new());
         let mut empty = |to: u32, store: &mut dyn FnMut(&Held<B>)| {
             for w in next..to {
-                unlisted.become_empty(w, self.kinds(w));
+                unlisted.become_empty(w, self.kinds(w), 0);
                 store(&unlisted);
             }
             next = to + 1;
