@@ -61,7 +61,7 @@ fn on_the_pages(guest: &Guest) -> Fire {
     // An epoch slot that no vCPU has.
     let epoch = plane.geometry().epochs() - 1;
     Box::new(move |n| {
-        let _ = plane.trigger(epoch, LISN + n as u32);
+        let _ = plane.thread(epoch).trigger(LISN + n as u32);
     })
 }
 

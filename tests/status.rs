@@ -68,7 +68,8 @@ fn a_guest_is_seen_serving_quiesced_stopped_and_served_again_after_a_kill() {
     );
     assert_eq!(guest["daemon_pid"], intc.daemon_pid().unwrap());
     assert_eq!(guest["servers_connected"], serde_json::json!([1]));
-    assert_eq!(guest["numbers"]["front_end"]["layout"], 1);
+    assert_eq!(guest["numbers"]["front_end"]["layout"], 2);
+    assert_eq!(guest["numbers"]["memory"]["layout"], 2);
 
     intc.quiesce(Duration::from_secs(10)).unwrap();
     assert_eq!(status("life")["state"], "quiesced");

@@ -33,7 +33,8 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
             times[1].extend((0..TURN).map(|_| timed(|| echo.round_trip())));
         }
         let [ours, limit] = times;
-        add(Row::new(path, Pairs { ours, limit }, Sense::Max, 1.25).gate());
+        let turn = TURN;
+        add(Row::new(path, Pairs { ours, limit, turn }, Sense::Max, 1.25).gate());
     };
     {
         let rig = start(IcMode::Xive, Executor::FrontEnd);

@@ -1,10 +1,10 @@
 //! Two threads at once: interrupts of different vCPUs, from trigger to EOI. How much each is slowed down by the other
-//! beside how much the same bare atomics are; with source words in lines of their own, and in one line.
+//! beside how much the same bare atomics are; with sources far apart, next to each other, and in one cache line.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use papr_intc_frontend::Executor;
-use papr_intc_frontend::protocol::layout::IcMode;
+use papr_intc_frontend::protocol::layout::{IcMode, Page};
 
 use crate::cycle::{Bare, end};
 use crate::rig::{Rig, cpus, machine, no_kick, pin};
@@ -12,8 +12,6 @@ use crate::table::Row;
 use crate::timing::{Budget, Pairs, Sense, timed};
 
 const BATCH: u32 = 5000;
-/// Source words of one line of 64 bytes.
-const LINE: u32 = 8;
 
 /// The rows; each is given to `add` as soon as it is measured.
 pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
@@ -26,9 +24,13 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
     );
     let next = Rig::start(xive, Executor::FrontEnd, no_kick()).expect("a machine");
     let far = Rig::start_apart(xive).expect("a machine");
-    // A whole line's start; even numbers belong to vCPU 0, odd ones to vCPU 1.
-    let first = next.first().next_multiple_of(LINE);
-    let (apart, near) = ([first, first + 4 * LINE + 1], [first, first + 1]);
+    // Even numbers belong to vCPU 0, odd ones to vCPU 1.
+    let first = next.first().next_multiple_of(64);
+    let line = |lisn| next.line(Page::Source(lisn));
+    let shares = |other: &u32| other % 2 == 1 && line(*other) == line(first);
+    let other = (first..1024).find(shares);
+    let other = other.expect("a line holds words of several sources");
+    let (apart, near, one_line) = ([first, first + 33], [first, first + 1], [first, other]);
 
     for (rig, queues) in [&next, &far].into_iter().zip(names) {
         let alone = |ours: bool| together(rig, &apart[..1], ours);
@@ -40,20 +42,21 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
         add(Row::new(&path, pairs, Sense::Min, 0.9));
     }
     let both = |sources: [u32; 2], ours: bool| together(&far, &sources, ours);
-    let pairs = Pairs::take(budget, || both(near, true), || both(near, false));
-    add(Row::new(
-        "two threads, source words in one line / raw",
-        pairs,
-        Sense::Max,
+    let ours = |sources: [u32; 2]| move || both(sources, true);
+    let mut row = |path: &str, sources, limit: &dyn Fn() -> f64, aim| {
+        let pairs = Pairs::take(budget, ours(sources), limit);
+        let path = format!("two threads, {path}");
+        add(Row::new(&path, pairs, Sense::Max, aim));
+    };
+    row("neighbouring sources / apart", near, &ours(apart), 1.1);
+    row(
+        "source words in one line / apart",
+        one_line,
+        &ours(apart),
         2.0,
-    ));
-    let pairs = Pairs::take(budget, || both(near, true), || both(apart, true));
-    add(Row::new(
-        "two threads, source words in one line / apart",
-        pairs,
-        Sense::Max,
-        2.0,
-    ));
+    );
+    let raw = || both(one_line, false);
+    row("source words in one line / raw", one_line, &raw, 2.0);
 }
 
 /// Nanoseconds of one interrupt, of as many threads as sources.

@@ -29,6 +29,8 @@ const QUEUE: u8 = 12;
 const NEXT: u64 = 1 << QUEUE;
 /// So far apart that the dirty bits of two queues are in lines of their own.
 const APART: u64 = 4 << 20;
+/// Bytes of a cache line; of POWER's, half.
+const CACHE_LINE: u64 = 64;
 const LONG: Duration = Duration::from_secs(60);
 
 /// A machine that runs.
@@ -216,6 +218,11 @@ impl Rig {
     /// A raw word of `pages`.
     pub fn word(&self, at: Page) -> &AtomicU64 {
         self.raw.page(at)
+    }
+
+    /// The cache line of a word of `pages`.
+    pub fn line(&self, at: Page) -> u64 {
+        self.raw.geometry().page_offset(at) / CACHE_LINE
     }
 }
 

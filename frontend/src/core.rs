@@ -15,7 +15,8 @@ use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::layout::mapped::MappedStorage;
 use papr_intc_protocol::layout::words::run;
 use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Page, Storage};
-use papr_intc_protocol::plane::{LevelInput, Outcome, Plane};
+use papr_intc_protocol::plane::thread::Thread;
+use papr_intc_protocol::plane::{Controller, LevelInput, Outcome, Plane};
 use papr_intc_protocol::wire::Request;
 use papr_intc_protocol::wire::source::{SetLevel, Trigger};
 
@@ -24,7 +25,8 @@ use crate::channel::{self, Channel, Patience, Shut, Watcher};
 use crate::dirty_log::SharedLog;
 use crate::epoch::Slots;
 use crate::error::Error;
-use crate::host::{FrontHost, Kick};
+use crate::fences::Fences;
+use crate::host::{FrontHost, Kick, Running};
 use crate::io_thread::{Intake, Irqfd, Sink};
 use crate::outage;
 use crate::ram::Ram;
@@ -118,6 +120,19 @@ pub(crate) struct Mapped {
     slots: Arc<Slots>,
 }
 
+/// A thread of ours in one transition.
+pub(crate) type FrontThread<'a> = Thread<'a, MappedStorage, Running<'a>>;
+
+impl Mapped {
+    /// Looks at the words, outside of any transition; kicks nobody.
+    pub fn look<T>(
+        &self,
+        look: impl FnOnce(&Controller<'_, MappedStorage, Running<'_>>) -> T,
+    ) -> T {
+        look(&self.plane.controller_on(&self.plane.host().run()))
+    }
+}
+
 /// What the next daemon has to be told, beside the vCPUs.
 pub(crate) struct Topology {
     /// Who is to execute, as the VMM wants it.
@@ -171,6 +186,7 @@ pub(crate) struct Core {
     remote: AtomicBool,
     /// The first daemon held the memory of a VMM before this one.
     pub adopted: AtomicBool,
+    pub fences: Fences,
 }
 
 impl Core {
@@ -208,6 +224,7 @@ impl Core {
             dead: Arc::new(AtomicU64::new(0)),
             remote: AtomicBool::new(executor == Executor::Daemon),
             adopted: AtomicBool::new(false),
+            fences: Fences::new(),
             options,
         })
     }
@@ -250,27 +267,34 @@ impl Core {
         if let Some(mapped) = self.mapped.get() {
             return Ok(mapped);
         }
-        let storage = shm::map(shm, self.geometry, &self.options.machine)?;
+        let storage = shm::map(shm, &self.options.machine)?;
         self.store_dead(&storage);
+        self.fences.apply(&storage);
         let dead = Arc::clone(&self.dead);
         let doubt: Arc<dyn Fn() + Send + std::marker::Sync> = {
             let signals = Arc::clone(&self.signals);
             Arc::new(move || signals.doubt_any())
         };
         let host = FrontHost::new(Arc::clone(&self.ram), Arc::clone(&self.kick), dead, doubt);
-        let plane = Plane::new(storage, host, self.options.machine)
-            .ok_or_else(|| Error::Invalid("the machine has no geometry".to_owned()))?;
+        let plane = Plane::on(storage, host, self.options.machine, shm.geometry);
         let slots = Slots::new(self.geometry.epochs());
         Ok(self.mapped.get_or_init(|| Mapped { plane, slots }))
     }
 
+    /// The daemon that is about to begin fences our threads where it waits for them, or does not.
+    pub fn leave_fences_to_daemon(&self, leave: bool) -> Result<(), Error> {
+        let storage = self.mapped.get().map(|mapped| mapped.plane.storage());
+        let patience = self.options.watch.message;
+        self.fences.leave(leave, storage, patience)
+    }
+
     /// Runs a transition here, waiting while the gate is latched, unless `channel` is cancelled. `None`: it
     /// must be sent.
-    #[inline]
+    #[inline(always)]
     pub fn local<T>(
         &self,
         channel: &Channel,
-        mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
     ) -> Result<Option<T>, Error> {
         let Some(mapped) = self.mapped.get() else {
             return Ok(None);
@@ -285,16 +309,30 @@ impl Core {
         }
     }
 
-    #[inline]
+    /// As `local`, but once: `None` also if the gate is latched.
+    #[inline(always)]
+    fn try_local<T>(
+        &self,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
+    ) -> Option<T> {
+        let mapped = self.mapped.get().filter(|_| !self.options.forward_all)?;
+        match self.run_once(mapped, &mut transition) {
+            Outcome::Done(value) => Some(value),
+            Outcome::Elsewhere | Outcome::Latched => None,
+        }
+    }
+
+    #[inline(always)]
     fn run_once<T>(
         &self,
         mapped: &Mapped,
-        transition: &mut impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+        transition: &mut impl FnMut(&FrontThread<'_>) -> Outcome<T>,
     ) -> Outcome<T> {
         let plane = &mapped.plane;
-        let outcome = mapped.slots.with(|epoch| transition(plane, epoch));
-        plane.host().deliver();
-        if let Some(lisn) = plane.host().take_resample() {
+        let running = plane.host().run();
+        let in_epoch = |epoch| transition(&plane.thread_on(&running, epoch));
+        let outcome = mapped.slots.with(in_epoch);
+        if let Some(lisn) = running.deliver() {
             self.resample(lisn);
         }
         outcome
@@ -306,7 +344,7 @@ impl Core {
         &self,
         channel: &Channel,
         mapped: &Mapped,
-        mut transition: impl FnMut(&FrontPlane, u32) -> Outcome<T>,
+        mut transition: impl FnMut(&FrontThread<'_>) -> Outcome<T>,
     ) -> Result<Option<T>, Error> {
         let mut wait = GateWait::default();
         loop {
@@ -349,7 +387,7 @@ impl Core {
     fn resample(&self, lisn: u32) {
         self.intake.resample(lisn);
         if let Some(mapped) = self.mapped.get() {
-            mapped.plane.controller().resampled(lisn);
+            mapped.look(|c| c.resampled(lisn));
         }
     }
 
@@ -359,14 +397,14 @@ impl Core {
             return;
         };
         for lisn in self.intake.levels() {
-            if mapped.plane.controller().resample_due(lisn) {
+            if mapped.look(|c| c.resample_due(lisn)) {
                 self.resample(lisn);
             }
         }
     }
 
     pub fn trigger(&self, lisn: u32) -> Result<(), Error> {
-        match self.local(&self.main, |plane, epoch| plane.trigger(epoch, lisn))? {
+        match self.local(&self.main, move |thread| thread.trigger(lisn))? {
             Some(()) => Ok(()),
             None => self.ask(&Trigger { lisn, zero: 0 }),
         }
@@ -375,8 +413,8 @@ impl Core {
     /// A level irqfd had a count.
     fn assert(&self, irqfd: &Irqfd) -> Result<(), Error> {
         let (lisn, input) = (irqfd.lisn, LevelInput::Irqfd);
-        let ran = self.local(&self.main, |plane, epoch| {
-            plane.set_level(epoch, lisn, input, true)
+        let ran = self.local(&self.main, move |thread| {
+            thread.set_level(lisn, input, true)
         })?;
         if ran.is_none() {
             // The executor has changed in this moment: the count is the daemon's to read.
@@ -387,8 +425,8 @@ impl Core {
 
     pub fn set_level(&self, lisn: u32, level: bool) -> Result<(), Error> {
         let input = LevelInput::Vmm;
-        let ran = self.local(&self.main, |plane, epoch| {
-            plane.set_level(epoch, lisn, input, level)
+        let ran = self.local(&self.main, move |thread| {
+            thread.set_level(lisn, input, level)
         })?;
         match ran {
             Some(()) => Ok(()),
@@ -470,6 +508,11 @@ impl Core {
 }
 
 impl Sink for Core {
+    fn trigger_here(&self, irqfd: &Irqfd) -> bool {
+        let lisn = irqfd.lisn;
+        self.try_local(|thread| thread.trigger(lisn)).is_some()
+    }
+
     fn trigger(&self, irqfd: &Irqfd) {
         let lisn = irqfd.lisn;
         let done = match irqfd.resample {

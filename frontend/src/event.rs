@@ -32,7 +32,16 @@ impl Event {
 
     /// Sets the count to zero; `true` if it was not.
     pub fn take(&self) -> bool {
-        nix::unistd::read(&self.0, &mut [0; 8]).is_ok()
+        self.take_count() != 0
+    }
+
+    /// Sets the count to zero; what it was.
+    pub fn take_count(&self) -> u64 {
+        let mut count = [0; 8];
+        match nix::unistd::read(&self.0, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            Err(_) => 0,
+        }
     }
 
     /// Adds one. A counter that is full is as good as one more.

@@ -74,22 +74,46 @@ impl GuestRam {
     /// The store is relaxed: the data plane publishes it (data-plane-xive §3).
     #[inline]
     pub fn write_u32_be(&self, gpa: u64, value: u32) -> bool {
-        let Some((region, MemoryRegionAddress(at))) = self.memory.to_region_addr(GuestAddress(gpa))
-        else {
+        let stored = self.store_u32_be(gpa, value);
+        if stored {
+            fence(Ordering::SeqCst);
+            self.mark(gpa);
+        }
+        stored
+    }
+
+    /// The region of an address and where in it. A VMM has few regions, and the queues are in the first as a rule.
+    #[inline]
+    fn region(&self, gpa: u64) -> Option<(&GuestRegion, usize)> {
+        self.memory.iter().find_map(|region| {
+            let at = gpa.wrapping_sub(region.start_addr().0);
+            (at < region.len()).then_some((region, at as usize))
+        })
+    }
+
+    #[inline]
+    fn store_u32_be(&self, gpa: u64, value: u32) -> bool {
+        let Some((region, at)) = self.region(gpa) else {
             return false;
         };
-        let (at, bitmap) = (at as usize, MmapRegion::bitmap(region));
         let Ok(entry) = VolatileMemory::get_atomic_ref::<AtomicU32>(&**region, at) else {
             return false;
         };
         entry.store(value.to_be(), Ordering::Relaxed);
-        // The bits of many queues are in one line: it is not written if the bit is set already. Pairs with the
-        // fence in `take_dirty`: if that has taken the bit that is seen here, its caller sees the entry.
-        fence(Ordering::SeqCst);
-        if !bitmap.dirty_at(at) {
-            bitmap.mark_dirty(at, size_of::<u32>());
-        }
         true
+    }
+
+    /// Marks the page of a word that was stored before a full fence.
+    #[inline]
+    fn mark(&self, gpa: u64) {
+        if let Some((region, at)) = self.region(gpa) {
+            let bitmap = MmapRegion::bitmap(region);
+            // The bits of many queues are in one line: it is not written if the bit is set already. That fence pairs with
+            // the one in `take_dirty`: if that has taken the bit that is seen here, its caller sees the word.
+            if !bitmap.dirty_at(at) {
+                bitmap.mark_dirty(at, size_of::<u32>());
+            }
+        }
     }
 
     /// Loads a big-endian u32 at `gpa` (a multiple of 4) in one access; `None` without RAM there.
@@ -135,7 +159,7 @@ impl GuestRam {
                 }
             }
         }
-        // And what was stored without a mark, because the bit was still set: see `write_u32_be`.
+        // And what was stored without a mark, because the bit was still set: see `mark`.
         fence(Ordering::SeqCst);
         pages
     }
@@ -144,7 +168,12 @@ impl GuestRam {
 impl Ram for GuestRam {
     #[inline]
     fn write_u32_be(&self, gpa: u64, value: u32) -> bool {
-        self.write_u32_be(gpa, value)
+        self.store_u32_be(gpa, value)
+    }
+
+    #[inline]
+    fn mark_dirty(&self, gpa: u64) {
+        self.mark(gpa);
     }
 
     fn take_dirty(&self) -> DirtyPages {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::header::Executor;
 use papr_intc_protocol::wire::handshake::{
-    CheckShm, GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, verdict,
+    CheckShm, GetShm, Hello, HelloReply, SetMachine, Start, StartReply, executor, feature, verdict,
 };
 use papr_intc_protocol::wire::machine::{Quiesce, Resume};
 use papr_intc_protocol::wire::source::{IrqfdItem, SetIrqfds, irqfd_kind};
@@ -37,6 +37,8 @@ pub(crate) struct Introduced {
     held: u64,
     /// As [`Topology::features`].
     features: u64,
+    /// It fences our threads where it waits for them.
+    fences: bool,
 }
 
 /// What a handshake achieved.
@@ -89,6 +91,7 @@ pub(crate) fn introduce(
         verdict: hello.verdict,
         held: hello.generation,
         features,
+        fences: hello.features & core.fences.features() & feature::MEMBARRIER != 0,
     })
 }
 
@@ -135,6 +138,7 @@ pub(crate) fn establish(
         core.adopted.store(true, Ordering::Relaxed);
     }
     topology.features = introduced.features;
+    core.leave_fences_to_daemon(introduced.fences)?;
     // As it is now: the introduction of an upgrade may be old. Before START, which is when it writes first.
     let log = lock(&core.log).clone();
     if let Some(log) = &log {
@@ -185,12 +189,12 @@ impl Handshake<'_> {
         let request = Hello {
             protocol_min: OWN.protocol_min,
             protocol_max: OWN.protocol_max,
-            layout_min: OWN.layout,
+            layout_min: OWN.layout_min,
             layout_max: OWN.layout,
             // In remote mode too: the VMM may want mapped mode later, under this daemon.
             plane_abi: OWN.plane,
             zero: 0,
-            features: 0,
+            features: self.core.fences.features(),
             generation: topology.shm.as_ref().map_or(0, Shm::generation),
             name: Text(self.core.options.name.clone()),
         };
@@ -198,10 +202,11 @@ impl Handshake<'_> {
         let spoken = OWN
             .common_protocol(hello.protocol, hello.protocol)
             .is_some();
-        if !spoken || hello.layout != OWN.layout {
+        if !spoken || !OWN.knows_layout(hello.layout.into()) {
+            let ((low, high), chosen) = (OWN.layouts(), (hello.protocol, hello.layout));
             return Err(Error::Unfit(format!(
-                "it chose protocol {} and layout {}; this front-end has {} to {} and {}",
-                hello.protocol, hello.layout, OWN.protocol_min, OWN.protocol_max, OWN.layout
+                "it chose protocol {} and layout {}; this front-end has {} to {} and {low} to {high}",
+                chosen.0, chosen.1, OWN.protocol_min, OWN.protocol_max
             )));
         }
         log::debug!("papr-intc {}, state {}", hello.version.0, hello.state);
@@ -223,7 +228,7 @@ impl Handshake<'_> {
             }
             None => {
                 let (info, fds) = self.ask(&GetShm {}, &[])?;
-                let shm = Shm::accept(&info, fds, &core.geometry)?;
+                let shm = Shm::accept(&info, fds, &core.options.machine)?;
                 // Who hands it out holds its lock: all that held it before are dead.
                 core.bury(shm.generation().saturating_sub(1));
                 topology.shm.insert(shm)

@@ -2,7 +2,8 @@
 //! to the VMM.
 //!
 //! A kick is remembered while the transition runs and given to the VMM's callback after the thread
-//! has left its epoch, so that the callback may start transitions itself.
+//! has left its epoch, so that the callback may start transitions itself. [`FrontHost`] is what all transitions
+//! share, [`Running`] one of them.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -15,46 +16,54 @@ use crate::ram::Ram;
 /// Called with a server number: look again at the line of this vCPU.
 pub type Kick = Arc<dyn Fn(u32) + Send + Sync>;
 
-const DEFERRED: usize = 8;
+/// No server, no source.
+const NOTHING: u32 = u32::MAX;
+/// Servers that a transition kicks beside the first, without an allocation.
+const FEW: usize = 8;
 
-/// Kicks of the transition that this thread runs.
-struct Deferred {
+/// Servers to be kicked beside the first: a transition seldom has any.
+struct Others {
     count: Cell<usize>,
-    servers: [Cell<u32>; DEFERRED],
+    few: [Cell<u32>; FEW],
+    many: RefCell<Vec<u32>>,
 }
 
-impl Deferred {
+impl Others {
     /// Remembers a server, once.
-    #[inline]
-    fn add(&self, server: u32) -> bool {
+    fn add(&self, server: u32) {
         let count = self.count.get();
-        if self.servers.iter().take(count).any(|s| s.get() == server) {
-            return true;
+        if self.few.iter().take(count).any(|s| s.get() == server) {
+            return;
         }
-        let Some(free) = self.servers.get(count) else {
-            return MORE.try_with(|more| more.borrow_mut().push(server)).is_ok();
-        };
-        free.set(server);
-        self.count.set(count + 1);
-        true
+        match self.few.get(count) {
+            Some(free) => {
+                free.set(server);
+                self.count.set(count + 1);
+            }
+            None => self.many.borrow_mut().push(server),
+        }
+    }
+
+    /// Forgets them all and gives each to `kick`, which may start transitions of its own.
+    fn take(&self, kick: &Kick) {
+        let (count, few) = (self.count.take(), self.few.each_ref().map(Cell::get));
+        let many = self.many.take();
+        few.iter().take(count).chain(&many).for_each(|s| kick(*s));
     }
 }
 
-/// No source.
-const NOTHING: u32 = u32::MAX;
-
 thread_local! {
-    static KICKS: Deferred = const {
-        Deferred { count: Cell::new(0), servers: [const { Cell::new(0) }; DEFERRED] }
+    static OTHERS: Others = const {
+        Others {
+            count: Cell::new(0),
+            few: [const { Cell::new(0) }; FEW],
+            many: RefCell::new(Vec::new()),
+        }
     };
-    /// Those that do not fit there.
-    static MORE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// The source whose resamplefds are due; a transition ends one source at most.
-    static RESAMPLE: Cell<u32> = const { Cell::new(NOTHING) };
 }
 
 /// The front-end as an executor.
-pub struct FrontHost {
+pub(crate) struct FrontHost {
     ram: Arc<dyn Ram>,
     kick: Kick,
     /// Highest generation known dead, the same as the shared word DEAD_GENERATION; a copy of our own,
@@ -84,67 +93,15 @@ impl FrontHost {
         }
     }
 
-    /// The source whose resamplefds this thread's last transition made due. Asked outside of any epoch.
+    /// A transition begins.
     #[inline]
-    pub(crate) fn take_resample(&self) -> Option<u32> {
-        let lisn = RESAMPLE.try_with(Cell::get).unwrap_or(NOTHING);
-        if lisn == NOTHING {
-            return None;
+    pub(crate) fn run(&self) -> Running<'_> {
+        Running {
+            front: self,
+            first: Cell::new(NOTHING),
+            others: Cell::new(false),
+            resample: Cell::new(NOTHING),
         }
-        let _ = RESAMPLE.try_with(|r| r.set(NOTHING));
-        Some(lisn)
-    }
-
-    /// Gives the remembered kicks of this thread to the VMM. Called outside of any epoch.
-    #[inline]
-    pub(crate) fn deliver(&self) {
-        // An error: the thread is ending, and `kick` called back at once.
-        if KICKS.try_with(|kicks| kicks.count.get()).unwrap_or(0) > 0 {
-            self.deliver_some();
-        }
-    }
-
-    #[inline]
-    fn deliver_some(&self) {
-        // Taken before the callbacks, which may start transitions of their own.
-        let taken = KICKS.try_with(|kicks| {
-            let count = kicks.count.replace(0);
-            (count, kicks.servers.each_ref().map(Cell::get))
-        });
-        let (count, servers) = taken.unwrap_or((0, [0; DEFERRED]));
-        for server in servers.iter().take(count) {
-            (self.kick)(*server);
-        }
-        if count == DEFERRED {
-            self.deliver_more();
-        }
-    }
-
-    #[cold]
-    fn deliver_more(&self) {
-        for server in MORE.try_with(RefCell::take).unwrap_or_default() {
-            (self.kick)(server);
-        }
-    }
-}
-
-impl Host for FrontHost {
-    #[inline]
-    fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
-        self.ram.write_u32_be(gpa, entry)
-    }
-
-    #[inline]
-    fn kick(&self, server: u32) {
-        if KICKS.try_with(|kicks| kicks.add(server)) != Ok(true) {
-            (self.kick)(server);
-        }
-    }
-
-    #[inline]
-    fn resample(&self, lisn: u32) {
-        // An error: the thread is ending; the mark in the source's word stays for the next look.
-        let _ = RESAMPLE.try_with(|r| r.set(lisn));
     }
 
     fn is_dead(&self, generation: u16) -> bool {
@@ -161,6 +118,74 @@ impl Host for FrontHost {
             (self.doubt)();
         }
         false
+    }
+}
+
+/// One transition of the front-end, and what it owes the VMM.
+pub(crate) struct Running<'a> {
+    front: &'a FrontHost,
+    /// The server to be kicked.
+    first: Cell<u32>,
+    /// There are more, in the thread's [`OTHERS`].
+    others: Cell<bool>,
+    /// The source whose resamplefds are due; a transition ends one source at most.
+    resample: Cell<u32>,
+}
+
+impl Running<'_> {
+    /// Gives its kicks to the VMM, and returns the source whose resamplefds are due. Called outside of any epoch.
+    #[inline]
+    pub(crate) fn deliver(self) -> Option<u32> {
+        let first = self.first.get();
+        if first != NOTHING {
+            (self.front.kick)(first);
+            if self.others.get() {
+                // An error: the thread is ending, and they were kicked at once.
+                let _ = OTHERS.try_with(|others| others.take(&self.front.kick));
+            }
+        }
+        let lisn = self.resample.get();
+        (lisn != NOTHING).then_some(lisn)
+    }
+
+    #[cold]
+    fn kick_too(&self, server: u32) {
+        if server == self.first.get() {
+            return;
+        }
+        self.others.set(true);
+        if OTHERS.try_with(|others| others.add(server)).is_err() {
+            (self.front.kick)(server);
+        }
+    }
+}
+
+impl Host for Running<'_> {
+    #[inline]
+    fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
+        self.front.ram.write_u32_be(gpa, entry)
+    }
+
+    #[inline]
+    fn entry_stored(&self, gpa: u64) {
+        self.front.ram.mark_dirty(gpa);
+    }
+
+    #[inline]
+    fn kick(&self, server: u32) {
+        if self.first.get() != NOTHING {
+            return self.kick_too(server);
+        }
+        self.first.set(server);
+    }
+
+    #[inline]
+    fn resample(&self, lisn: u32) {
+        self.resample.set(lisn);
+    }
+
+    fn is_dead(&self, generation: u16) -> bool {
+        self.front.is_dead(generation)
     }
 }
 
@@ -185,20 +210,20 @@ mod tests {
     #[test]
     fn kicks_wait_for_the_end_of_the_transition_and_come_once() {
         let (host, kicked) = host();
-        [3, 5, 3].into_iter().for_each(|s| host.kick(s));
+        let running = host.run();
+        [3, 5, 3].into_iter().for_each(|s| running.kick(s));
         assert!(kicked.lock().unwrap().is_empty());
-        host.deliver();
-        host.deliver();
+        assert_eq!(running.deliver(), None);
         assert_eq!(*kicked.lock().unwrap(), [3, 5]);
     }
 
     #[test]
     fn no_kick_is_lost_when_there_are_too_many() {
         let (host, kicked) = host();
-        (0..20).for_each(|s| host.kick(s));
+        let running = host.run();
+        (0..20).for_each(|s| running.kick(s));
         assert!(kicked.lock().unwrap().is_empty());
-        host.deliver();
-        host.deliver();
+        running.deliver();
         let mut all = kicked.lock().unwrap().clone();
         all.sort_unstable();
         assert_eq!(all, (0..20).collect::<Vec<_>>());

@@ -1,13 +1,24 @@
-//! The one epoll thread of the front-end: irqfds become triggers, the daemon's eventfds kicks.
+//! The one epoll thread of the front-end: irqfds become triggers, the daemon's eventfds kicks. Kicks are not read at
+//! all: epoll reports each write.
 //!
 //! irqfds are read here while the front-end is the executor. [`Intake::pause`] stops that and
 //! returns them all, to be handed to the daemon: a count that was not read stays in its eventfd and
 //! belongs to whoever reads next; one that was read becomes a trigger, which finds the new executor
 //! by itself. None is lost and none counted twice.
+//!
+//! An edge is on its way to the vCPU *before* its count is read, which nobody waits for. That this loses and
+//! adds nothing is seen so:
+//! * epoll found a count, and this thread alone reads irqfds: those of before the trigger are at least 1.
+//!   (Had there been a pause since epoll was asked, another might have read it: then the count is read first.)
+//! * The count is read after the trigger, by one party: this thread, or, if it comes first, who pauses, removes or
+//!   replaces the irqfd, under the lock that says which ([`Handling::unread`]). Nobody is left a count that was acted on.
+//! * A count of 1 was written before the trigger. Of more, the last may have been written after it, so one more trigger
+//!   follows: at most as many as were written, and one after each write.
+//! * The executor is another meanwhile: the trigger is not made, the count is read, and then sent where it belongs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, ThreadId};
 
 use nix::errno::Errno;
@@ -45,7 +56,9 @@ type Key = (u32, u32);
 
 /// What the thread does with what it reads.
 pub(crate) trait Sink {
-    /// This irqfd had a count.
+    /// Triggers the source of an edge, if that is a transition of ours at this moment, without waiting for anybody.
+    fn trigger_here(&self, irqfd: &Irqfd) -> bool;
+    /// This irqfd had a count, which has been read.
     fn trigger(&self, irqfd: &Irqfd);
     /// The daemon wrote the eventfd of this vCPU.
     fn kicked(&self, server: u32);
@@ -56,6 +69,8 @@ pub(crate) struct Intake {
     epoll: Epoll,
     wake: Event,
     stop: AtomicBool,
+    /// How often others began to read the irqfds. Changed with the table's lock held.
+    pauses: AtomicU64,
     table: Mutex<Table>,
     /// `Table::handling` changed.
     handled: Condvar,
@@ -65,16 +80,46 @@ pub(crate) struct Intake {
 
 struct Table {
     /// With the number by which epoll knows each.
-    irqfds: BTreeMap<Key, (u32, Irqfd)>,
-    keys: HashMap<u32, Key>,
+    irqfds: BTreeMap<Key, (u32, Arc<Irqfd>)>,
+    by_token: HashMap<u32, Arc<Irqfd>>,
     /// Those with a resamplefd: few among many.
     levels: BTreeSet<Key>,
     last: u32,
     kicks: BTreeMap<u32, Arc<Event>>,
     /// The front-end reads the irqfds; otherwise the daemon does.
     reading: bool,
-    /// The irqfd whose count was read and which is being served.
-    handling: Option<Key>,
+    handling: Option<Handling>,
+    /// How many threads wait until it is over.
+    waiting: u32,
+}
+
+/// An irqfd that is being served.
+struct Handling {
+    irqfd: Arc<Irqfd>,
+    /// Its count is still to be read.
+    unread: bool,
+    /// What it was.
+    count: u64,
+}
+
+impl Table {
+    /// Reads the count of this irqfd if it is being acted on, so that nobody else finds it.
+    fn settle(&mut self, irqfd: &Arc<Irqfd>) {
+        let same = |handling: &&mut Handling| Arc::ptr_eq(&handling.irqfd, irqfd);
+        if let Some(handling) = self.handling.as_mut().filter(same) {
+            handling.settle();
+        }
+    }
+}
+
+impl Handling {
+    /// The count is read by now, and was this.
+    fn settle(&mut self) -> u64 {
+        if std::mem::take(&mut self.unread) {
+            self.count = self.irqfd.trigger.take_count();
+        }
+        self.count
+    }
 }
 
 impl Intake {
@@ -88,13 +133,15 @@ impl Intake {
             epoll,
             wake,
             stop: AtomicBool::new(false),
+            pauses: AtomicU64::new(0),
             table: Mutex::new(Table {
                 irqfds: BTreeMap::new(),
-                keys: HashMap::new(),
+                by_token: HashMap::new(),
                 levels: BTreeSet::new(),
                 last: 0,
                 kicks: BTreeMap::new(),
                 reading,
+                waiting: 0,
                 handling: None,
             }),
             handled: Condvar::new(),
@@ -117,13 +164,15 @@ impl Intake {
         } else {
             table.levels.remove(&key);
         }
-        if let Some((old, replaced)) = table.irqfds.insert(key, (token, irqfd)) {
-            table.keys.remove(&old);
+        let irqfd = Arc::new(irqfd);
+        if let Some((old, replaced)) = table.irqfds.insert(key, (token, Arc::clone(&irqfd))) {
+            table.by_token.remove(&old);
+            table.settle(&replaced);
             if table.reading {
                 self.unwatch(&replaced.trigger);
             }
         }
-        table.keys.insert(token, key);
+        table.by_token.insert(token, irqfd);
         Ok(table.reading)
     }
 
@@ -132,14 +181,21 @@ impl Intake {
     pub fn remove_irqfd(&self, key: Key) -> Option<bool> {
         let mut table = lock(&self.table);
         let (token, irqfd) = table.irqfds.remove(&key)?;
-        table.keys.remove(&token);
+        table.by_token.remove(&token);
         table.levels.remove(&key);
+        table.settle(&irqfd);
         if table.reading {
             self.unwatch(&irqfd.trigger);
         }
         let by_itself = self.thread.get() == Some(&thread::current().id());
-        while table.handling == Some(key) && !by_itself {
+        let is_served = |table: &Table| {
+            let handling = table.handling.as_ref();
+            handling.is_some_and(|handling| handling.irqfd.key() == key)
+        };
+        while is_served(&table) && !by_itself {
+            table.waiting += 1;
             table = wait(&self.handled, table);
+            table.waiting -= 1;
         }
         Some(table.reading)
     }
@@ -151,6 +207,11 @@ impl Intake {
             let watched = table.irqfds.values();
             watched.for_each(|(_, irqfd)| self.unwatch(&irqfd.trigger));
             table.reading = false;
+            // Relaxed: compared under the lock.
+            self.pauses.fetch_add(1, Ordering::Relaxed);
+            if let Some(handling) = &mut table.handling {
+                handling.settle();
+            }
         }
         listed(&table)
     }
@@ -214,6 +275,8 @@ impl Intake {
         let mut events = [EpollEvent::empty(); EVENTS];
         let _ = self.thread.set(thread::current().id());
         while !self.stop.load(Ordering::Acquire) {
+            // As it was before epoll is asked: an older number than it is does no harm.
+            let pauses = self.pauses.load(Ordering::Relaxed);
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => continue,
@@ -223,43 +286,62 @@ impl Intake {
                 }
             };
             for event in &events[..ready] {
-                self.handle(event.data(), sink);
+                self.handle(event.data(), pauses, sink);
             }
         }
     }
 
-    fn handle(&self, token: u64, sink: &dyn Sink) {
+    fn handle(&self, token: u64, pauses: u64, sink: &dyn Sink) {
         let number = token as u32;
         match token & KIND {
             IRQFD => {
-                if let Some(irqfd) = self.take_count(number) {
-                    sink.trigger(&irqfd);
-                    lock(&self.table).handling = None;
-                    self.handled.notify_all();
+                if let Some((irqfd, early)) = self.begin(number, pauses) {
+                    let done = early && sink.trigger_here(&irqfd);
+                    if self.settle(done) {
+                        sink.trigger(&irqfd);
+                        self.end(lock(&self.table));
+                    }
                 }
             }
-            KICK => {
-                let fd = lock(&self.table).kicks.get(&number).cloned();
-                // Nobody else reads it. The read comes first: what is written after it kicks again.
-                if fd.is_some_and(|fd| fd.take()) {
-                    sink.kicked(number);
-                }
-            }
+            // Nobody reads it: each write of the daemon is reported, and 2^64 of them are never made.
+            KICK if lock(&self.table).kicks.contains_key(&number) => sink.kicked(number),
             _ => {}
         }
     }
 
-    /// Reads the count of an irqfd, if it is still ours to read.
-    fn take_count(&self, token: u32) -> Option<Irqfd> {
+    /// An irqfd that is still ours to read is being served from now on. `true`: it surely has a count, and may be
+    /// triggered before that is read.
+    fn begin(&self, token: u32, pauses: u64) -> Option<(Arc<Irqfd>, bool)> {
         let mut table = lock(&self.table);
-        let key = *table.keys.get(&token).filter(|_| table.reading)?;
-        let (_, irqfd) = table.irqfds.get(&key)?;
-        if !irqfd.trigger.take() {
-            return None;
+        let irqfd = Arc::clone(table.by_token.get(&token).filter(|_| table.reading)?);
+        let early = irqfd.resample.is_none() && self.pauses.load(Ordering::Relaxed) == pauses;
+        table.handling = Some(Handling {
+            irqfd: Arc::clone(&irqfd),
+            unread: true,
+            count: 0,
+        });
+        Some((irqfd, early))
+    }
+
+    /// Reads the count of what is served, if nobody has. `true`: there is to be a trigger, or after the one that was
+    /// done another; otherwise it is over.
+    fn settle(&self, done: bool) -> bool {
+        let mut table = lock(&self.table);
+        let count = table.handling.as_mut().map_or(0, Handling::settle);
+        let more = count > u64::from(done);
+        if !more {
+            self.end(table);
         }
-        let irqfd = irqfd.clone();
-        table.handling = Some(key);
-        Some(irqfd)
+        more
+    }
+
+    /// What was served is not any more.
+    fn end(&self, mut table: MutexGuard<'_, Table>) {
+        table.handling = None;
+        // A system call, waited for or not.
+        if table.waiting > 0 {
+            self.handled.notify_all();
+        }
     }
 
     fn unwatch(&self, fd: &Event) {
@@ -270,142 +352,20 @@ impl Intake {
 
 fn listed(table: &Table) -> Vec<Irqfd> {
     let irqfds = table.irqfds.values();
-    irqfds.map(|(_, irqfd)| irqfd.clone()).collect()
+    irqfds.map(|(_, irqfd)| Irqfd::clone(irqfd)).collect()
 }
 
 fn watch(epoll: &Epoll, fd: &Event, token: u64) -> Result<(), Error> {
-    let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+    // A kick's count stays: each write is reported once.
+    let once = match token & KIND {
+        KICK => EpollFlags::EPOLLET,
+        _ => EpollFlags::empty(),
+    };
+    let event = EpollEvent::new(EpollFlags::EPOLLIN | once, token);
     epoll
         .add(fd, event)
         .map_err(Error::os("watching an eventfd"))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-    use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::thread::{self, JoinHandle};
-
-    use super::*;
-
-    #[derive(Debug, PartialEq, Eq)]
-    enum Seen {
-        Trigger(u32),
-        Kick(u32),
-    }
-
-    struct Record(Mutex<Sender<Seen>>);
-
-    impl Sink for Record {
-        fn trigger(&self, irqfd: &Irqfd) {
-            lock(&self.0).send(Seen::Trigger(irqfd.lisn)).unwrap();
-        }
-        fn kicked(&self, server: u32) {
-            lock(&self.0).send(Seen::Kick(server)).unwrap();
-        }
-    }
-
-    fn start(reading: bool) -> (Arc<Intake>, Receiver<Seen>, JoinHandle<()>) {
-        let intake = Arc::new(Intake::new(reading).unwrap());
-        let (send, seen) = channel();
-        let thread = thread::spawn({
-            let intake = Arc::clone(&intake);
-            move || intake.run(&Record(Mutex::new(send)))
-        });
-        (intake, seen, thread)
-    }
-
-    /// An eventfd for the intake, and the writer's copy.
-    fn pair() -> (Event, Event) {
-        let fd = Event::new().unwrap();
-        let copy = Event(fd.as_fd().try_clone_to_owned().unwrap());
-        (fd, copy)
-    }
-
-    fn edge(lisn: u32, trigger: Event) -> Irqfd {
-        Irqfd {
-            lisn,
-            input: 0,
-            trigger: Arc::new(trigger),
-            resample: None,
-        }
-    }
-
-    #[test]
-    fn a_resample_reaches_every_input_of_its_source_and_no_other() {
-        let intake = Intake::new(true).unwrap();
-        let level = |lisn, input| {
-            let (fd, device) = pair();
-            let irqfd = Irqfd {
-                input,
-                resample: Some(Arc::new(fd)),
-                ..edge(lisn, Event::new().unwrap())
-            };
-            intake.add_irqfd(irqfd).unwrap();
-            device
-        };
-        let devices = [(6, 9), (7, 0), (7, 3), (8, 0)].map(|(lisn, input)| level(lisn, input));
-        assert_eq!(intake.levels(), [6, 7, 7, 8]);
-        intake.resample(7);
-        assert_eq!(devices.map(|d| d.take()), [false, true, true, false]);
-    }
-
-    #[test]
-    fn counts_become_triggers_and_kicks() {
-        let (intake, seen, thread) = start(true);
-        let ((irqfd, device), (kick, daemon)) = (pair(), pair());
-        assert!(intake.add_irqfd(edge(0x1234, irqfd)).unwrap());
-        intake.add_kick(7, Arc::new(kick)).unwrap();
-        device.signal();
-        assert_eq!(seen.recv().unwrap(), Seen::Trigger(0x1234));
-        daemon.signal();
-        assert_eq!(seen.recv().unwrap(), Seen::Kick(7));
-        intake.stop();
-        thread.join().unwrap();
-    }
-
-    #[test]
-    fn a_count_written_while_paused_stays_for_the_next_reader() {
-        let (intake, seen, thread) = start(true);
-        let (irqfd, device) = pair();
-        intake.add_irqfd(edge(5, irqfd)).unwrap();
-        let handed = intake.pause();
-        assert_eq!(handed.iter().map(|i| i.lisn).collect::<Vec<_>>(), [5]);
-        device.signal();
-        // The daemon reads it once; a second count comes when the front-end reads again.
-        assert!(handed[0].trigger.take());
-        device.signal();
-        intake.unpause().unwrap();
-        assert_eq!(seen.recv().unwrap(), Seen::Trigger(5));
-        intake.stop();
-        thread.join().unwrap();
-        assert!(seen.recv().is_err(), "counted twice");
-    }
-
-    #[test]
-    fn while_the_daemon_reads_a_new_irqfd_is_left_to_it() {
-        let (intake, seen, thread) = start(false);
-        let (irqfd, device) = pair();
-        assert!(!intake.add_irqfd(edge(5, irqfd)).unwrap());
-        device.signal();
-        assert_eq!(intake.remove_irqfd((5, 0)), Some(false));
-        assert_eq!(intake.remove_irqfd((5, 0)), None);
-        intake.stop();
-        thread.join().unwrap();
-        assert!(seen.recv().is_err() && device.take());
-    }
-
-    #[test]
-    fn a_replaced_irqfd_is_not_read_any_more() {
-        let (intake, seen, thread) = start(true);
-        let ((old, old_device), (new, new_device)) = (pair(), pair());
-        intake.add_irqfd(edge(5, old)).unwrap();
-        intake.add_irqfd(edge(5, new)).unwrap();
-        old_device.signal();
-        new_device.signal();
-        assert_eq!(seen.recv().unwrap(), Seen::Trigger(5));
-        intake.stop();
-        thread.join().unwrap();
-        assert!(seen.recv().is_err() && old_device.take());
-    }
-}
+mod tests;

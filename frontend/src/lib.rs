@@ -36,6 +36,7 @@ mod error;
 mod event;
 #[cfg(test)]
 mod fake_peer;
+mod fences;
 mod guest_ram;
 mod handshake;
 mod host;
@@ -61,7 +62,7 @@ pub use change::{Change, OnChange, OnThread, Reason};
 pub use dirty_log::{DirtyPages, LOG_PAGE};
 pub use error::Error;
 pub use guest_ram::{GuestRam, Memory};
-pub use host::{FrontHost, Kick};
+pub use host::Kick;
 pub use intc::Intc;
 pub use papr_intc_protocol as protocol;
 pub use papr_intc_protocol::layout::header::Executor;

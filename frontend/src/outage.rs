@@ -17,6 +17,8 @@ pub(crate) trait RunWords {
     fn set(&self, word: u32, value: u64);
     /// A word that this front-end has stored; 0 if it cannot be read.
     fn get(&self, word: u32) -> u64;
+    /// The layout of the memory that they are in.
+    fn layout(&self) -> u16;
     /// Interrupts delivered so far, by all threads and daemons.
     fn delivered(&self) -> u64;
 }
@@ -48,7 +50,7 @@ fn numbers(protocol: u16, layout: u16) -> u64 {
 
 /// A daemon serves for the first time.
 pub(crate) fn serving(words: &impl RunWords, pid: u32, now: Duration) {
-    words.set(run::AGREED, numbers(PROTOCOL_VERSION, LAYOUT_VERSION));
+    words.set(run::AGREED, numbers(PROTOCOL_VERSION, words.layout()));
     words.set(run::DAEMON_PID, pid.into());
     words.set(run::SINCE, millis(now));
     // Last: who sees it sees since when.
@@ -127,6 +129,9 @@ mod tests {
         }
         fn get(&self, word: u32) -> u64 {
             self.words.borrow().get(&word).copied().unwrap_or(0)
+        }
+        fn layout(&self) -> u16 {
+            LAYOUT_VERSION
         }
         fn delivered(&self) -> u64 {
             self.delivered.get()

@@ -26,12 +26,18 @@ pub struct Region<'a> {
 
 /// The guest's RAM.
 pub trait Ram: Send + Sync {
-    /// Stores a big-endian u32 at `gpa` (a multiple of 4) in one access and marks its page dirty.
-    /// `false`: there is no RAM, nothing was written.
+    /// Stores a big-endian u32 at `gpa` (a multiple of 4) in one access and marks its page dirty, unless
+    /// [`mark_dirty`](Self::mark_dirty) does. `false`: there is no RAM, nothing was written.
     ///
     /// Called inside a transition, on any thread that runs one: it must not block, nor call the front-end.
     /// The store may be relaxed: the data plane publishes it.
     fn write_u32_be(&self, gpa: u64, value: u32) -> bool;
+
+    /// The store at `gpa` lies behind a full fence now: a mark of its page that is still there will be taken by
+    /// somebody who sees the store. Called in the same transition as the store, in the same way.
+    fn mark_dirty(&self, gpa: u64) {
+        let _ = gpa;
+    }
 
     /// The pages that [`write_u32_be`](Self::write_u32_be) has written since the last call, for
     /// [`Intc::take_dirty`](crate::Intc::take_dirty). None, if whoever stores marks them elsewhere.

@@ -25,12 +25,21 @@ pub(crate) struct Shm {
     pub memfd: File,
     /// Bytes.
     pub size: u64,
-    geometry: Geometry,
+    pub geometry: Geometry,
 }
 
 impl Shm {
     /// Checks what GET_SHM handed out: one descriptor, sealed, of the machine's size.
-    pub fn accept(info: &ShmInfo, fds: Vec<OwnedFd>, geometry: &Geometry) -> Result<Self, Error> {
+    pub fn accept(info: &ShmInfo, fds: Vec<OwnedFd>, machine: &Machine) -> Result<Self, Error> {
+        let layout = u16::try_from(info.layout).ok();
+        let geometry = layout.and_then(|layout| machine.geometry_in(layout));
+        let geometry = geometry.ok_or_else(|| {
+            let (lowest, highest) = OWN.layouts();
+            let found = info.layout;
+            Error::Memory(format!(
+                "it has layout {found}, this front-end knows {lowest} to {highest}"
+            ))
+        })?;
         let [memfd] = <[OwnedFd; 1]>::try_from(fds)
             .map_err(|fds| Error::Memory(format!("GET_SHM came with {} descriptors", fds.len())))?;
         let memfd = File::from(memfd);
@@ -56,14 +65,14 @@ impl Shm {
         Ok(Self {
             memfd,
             size,
-            geometry: *geometry,
+            geometry,
         })
     }
 
     /// As SET_SHM hands it back.
     pub fn request(&self) -> SetShm {
         SetShm {
-            layout: u32::from(OWN.layout),
+            layout: u32::from(self.geometry.layout()),
             zero: 0,
             generation: self.generation(),
             size: self.size,
@@ -149,6 +158,10 @@ impl RunWords for RunPage {
         self.read(self.at(Page::Run(word)))
     }
 
+    fn layout(&self) -> u16 {
+        self.geometry.layout()
+    }
+
     fn delivered(&self) -> u64 {
         let mut lines = vec![0; self.geometry.epochs() as usize * LINE as usize];
         let from = self.at(Page::Delivered(0));
@@ -166,14 +179,16 @@ impl RunWords for RunPage {
 }
 
 /// Maps it and checks its header.
-pub(crate) fn map(
-    shm: &Shm,
-    geometry: Geometry,
-    machine: &Machine,
-) -> Result<MappedStorage, Error> {
+pub(crate) fn map(shm: &Shm, machine: &Machine) -> Result<MappedStorage, Error> {
     let bad = |what: String| Error::Memory(what);
-    let storage = MappedStorage::map(&shm.memfd, geometry).map_err(|e| bad(e.to_string()))?;
-    header::check(&storage, &OWN).map_err(|e| bad(e.to_string()))?;
+    let storage = MappedStorage::map(&shm.memfd, shm.geometry).map_err(|e| bad(e.to_string()))?;
+    let found = header::check(&storage, &OWN).map_err(|e| bad(e.to_string()))?;
+    let said = shm.geometry.layout();
+    if found != said {
+        return Err(bad(format!(
+            "it has layout {found}, the daemon said {said}"
+        )));
+    }
     match Machine::read(&storage) {
         None => Err(bad("its machine is damaged".to_owned())),
         Some(found) => match machine.difference(&found) {
@@ -204,7 +219,7 @@ mod tests {
 
     fn info(size: u64) -> ShmInfo {
         ShmInfo {
-            layout: 1,
+            layout: OWN.layout.into(),
             zero: 0,
             generation: 1,
             size,
@@ -221,26 +236,31 @@ mod tests {
     fn only_a_sealed_memfd_of_the_right_size_is_accepted() {
         let geometry = machine().geometry().unwrap();
         let size = geometry.size();
-        assert!(Shm::accept(&info(size), vec![memfd(size, all())], &geometry).is_ok());
+        assert!(Shm::accept(&info(size), vec![memfd(size, all())], &machine()).is_ok());
         for fds in [
             vec![],
             vec![memfd(size, all()), memfd(size, all())],
             vec![memfd(size, SealFlag::F_SEAL_SHRINK)],
             vec![memfd(size - 4096, all())],
         ] {
-            let error = Shm::accept(&info(size), fds, &geometry).unwrap_err();
+            let error = Shm::accept(&info(size), fds, &machine()).unwrap_err();
             assert!(matches!(error, Error::Memory(_)), "{error}");
         }
-        let liar = Shm::accept(&info(size + 1), vec![memfd(size, all())], &geometry);
+        let liar = Shm::accept(&info(size + 1), vec![memfd(size, all())], &machine());
         assert!(liar.is_err());
+        let later = ShmInfo {
+            layout: u32::from(OWN.layout) + 1,
+            ..info(size)
+        };
+        assert!(Shm::accept(&later, vec![memfd(size, all())], &machine()).is_err());
     }
 
     #[test]
     fn memory_without_a_header_is_not_mapped() {
         let geometry = machine().geometry().unwrap();
         let size = geometry.size();
-        let shm = Shm::accept(&info(size), vec![memfd(size, all())], &geometry).unwrap();
-        let error = map(&shm, geometry, &machine()).unwrap_err();
+        let shm = Shm::accept(&info(size), vec![memfd(size, all())], &machine()).unwrap();
+        let error = map(&shm, &machine()).unwrap_err();
         assert!(error.to_string().contains("PAPRINTC"), "{error}");
     }
 }

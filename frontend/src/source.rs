@@ -3,8 +3,7 @@
 use crate::error::Error;
 use crate::intc::Intc;
 
-/// A handle to one LISN. Cheap to clone; any thread may use it, not from within a kick callback that
-/// was called inside a transition (see [`FrontHost`](crate::FrontHost)).
+/// A handle to one LISN. Cheap to clone; any thread may use it.
 #[derive(Clone)]
 pub struct Source {
     intc: Intc,

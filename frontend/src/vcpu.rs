@@ -219,8 +219,8 @@ impl Vcpu {
     pub fn hcall(&self, opcode: u64, args: &mut [u64; 9]) -> Result<i64, Error> {
         let server = self.server();
         let time_base = self.time_base(opcode);
-        let ran = self.core().local(&self.state.channel, |plane, epoch| {
-            plane.hcall(epoch, server, opcode, args, time_base)
+        let ran = self.core().local(&self.state.channel, |thread| {
+            thread.hcall(server, opcode, args, time_base)
         })?;
         if let Some(ret) = ran {
             return Ok(ret);
@@ -245,8 +245,8 @@ impl Vcpu {
     /// An RTAS call with the argument cells `args` and room for `nret` results (16 each at most). The
     /// cells to write to the guest; the first is the status.
     pub fn rtas(&self, call: RtasCall, args: &[u32], nret: u32) -> Result<Vec<u32>, Error> {
-        let ran = self.core().local(&self.state.channel, |plane, epoch| {
-            plane.rtas(epoch, call, args, nret)
+        let ran = self.core().local(&self.state.channel, move |thread| {
+            thread.rtas(call, args, nret)
         })?;
         if let Some(reply) = ran {
             return Ok(reply.cells().to_vec());
@@ -283,8 +283,8 @@ impl Vcpu {
 
     /// A load of the guest at `offset` from the machine's ESB base.
     pub fn esb_load(&self, offset: u64, size: u8) -> Result<u64, Error> {
-        match self.core().local(&self.state.channel, |plane, epoch| {
-            plane.esb_load(epoch, offset, size)
+        match self.core().local(&self.state.channel, move |thread| {
+            thread.esb_load(offset, size)
         })? {
             Some(value) => Ok(value),
             None => self.mmio(space::ESB, offset, size, None),
@@ -293,8 +293,8 @@ impl Vcpu {
 
     /// A store of the guest at `offset` from the machine's ESB base.
     pub fn esb_store(&self, offset: u64, size: u8, value: u64) -> Result<(), Error> {
-        match self.core().local(&self.state.channel, |plane, epoch| {
-            plane.esb_store(epoch, offset, size, value)
+        match self.core().local(&self.state.channel, move |thread| {
+            thread.esb_store(offset, size, value)
         })? {
             Some(()) => Ok(()),
             None => self.mmio(space::ESB, offset, size, Some(value)).map(|_| ()),
@@ -304,8 +304,8 @@ impl Vcpu {
     /// A load of this vCPU at `offset` from the machine's TIMA base.
     pub fn tima_load(&self, offset: u64, size: u8) -> Result<u64, Error> {
         let server = self.server();
-        match self.core().local(&self.state.channel, |plane, epoch| {
-            plane.tima_load(epoch, server, offset, size)
+        match self.core().local(&self.state.channel, move |thread| {
+            thread.tima_load(server, offset, size)
         })? {
             Some(value) => Ok(value),
             None => self.mmio(space::TIMA, offset, size, None),
@@ -315,8 +315,8 @@ impl Vcpu {
     /// A store of this vCPU at `offset` from the machine's TIMA base.
     pub fn tima_store(&self, offset: u64, size: u8, value: u64) -> Result<(), Error> {
         let server = self.server();
-        match self.core().local(&self.state.channel, |plane, epoch| {
-            plane.tima_store(epoch, server, offset, size, value)
+        match self.core().local(&self.state.channel, move |thread| {
+            thread.tima_store(server, offset, size, value)
         })? {
             Some(()) => Ok(()),
             None => self
@@ -341,7 +341,7 @@ impl Vcpu {
     /// The level of the external-interrupt line. Never waits for an absent daemon; starts no transition.
     pub fn pending(&self) -> bool {
         match self.core().mapped.get() {
-            Some(mapped) => mapped.plane.line(self.server()),
+            Some(mapped) => mapped.look(|c| c.line(self.server())),
             None => self.state.remote_line(),
         }
     }

@@ -26,7 +26,9 @@ pub use versions::Versions;
 
 /// Version of the messages (SPEC.md chapter 1). Negotiated by HELLO.
 pub const PROTOCOL_VERSION: u16 = 1;
-/// Version of the shared-memory offsets (SPEC.md chapter 2).
-pub const LAYOUT_VERSION: u16 = 1;
+/// Version of the shared-memory offsets (SPEC.md chapter 2) that new memory has.
+pub const LAYOUT_VERSION: u16 = 2;
+/// Lowest layout whose memory is still understood.
+pub const LAYOUT_MIN: u16 = 1;
 /// Version of the meaning of every shared bit and of the order of transitions (SPEC.md chapter 3).
 pub const PLANE_ABI: u16 = 1;

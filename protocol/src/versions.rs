@@ -5,7 +5,9 @@
 //! made of the same code (`examples/next_daemon`).
 
 use crate::layout::header::{HeaderError, incompat};
-use crate::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
+use crate::layout::membarrier;
+use crate::wire::handshake::feature;
+use crate::{LAYOUT_MIN, LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
 
 /// The versions of one build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +16,9 @@ pub struct Versions {
     pub protocol_min: u16,
     /// Highest.
     pub protocol_max: u16,
-    /// The layout. There is one: memory is never changed from one to another in place.
+    /// Lowest layout whose memory this build goes on with. Memory is never changed from one layout to another.
+    pub layout_min: u16,
+    /// Highest, which new memory has if the other side understands it.
     pub layout: u16,
     /// Lowest plane ABI whose memory this build goes on with. New memory is made for this one, so that
     /// a build of before can take it back.
@@ -27,6 +31,8 @@ pub struct Versions {
     pub incompat_known: u64,
     /// Those of them whose thing it uses: set when it starts.
     pub incompat_used: u64,
+    /// Feature bits of HELLO that this build has, where the machine has them too.
+    pub features: u32,
     /// Name and version, for people.
     pub build: &'static str,
 }
@@ -37,41 +43,55 @@ impl Versions {
         Self {
             protocol_min: PROTOCOL_VERSION,
             protocol_max: PROTOCOL_VERSION,
+            layout_min: LAYOUT_MIN,
             layout: LAYOUT_VERSION,
             plane_min: PLANE_ABI,
             plane: PLANE_ABI,
             compat_flags: 0,
             incompat_known: incompat::LOADING,
             incompat_used: 0,
+            features: feature::MEMBARRIER,
             build,
         }
     }
 
     /// The highest protocol version that both sides speak; `min` and `max` are the other's.
     pub fn common_protocol(&self, min: u16, max: u16) -> Option<u16> {
-        let highest = max.min(self.protocol_max);
-        let lowest = min.max(self.protocol_min);
-        (lowest <= highest).then_some(highest)
+        highest_common((self.protocol_min, self.protocol_max), (min, max))
     }
 
-    /// The layout, if the other side's range has it.
-    pub fn common_layout(&self, min: u16, max: u16) -> Option<u16> {
-        (min..=max).contains(&self.layout).then_some(self.layout)
+    /// The feature bits of HELLO that this process can offer here.
+    pub fn features_here(&self) -> u32 {
+        match membarrier::is_available() {
+            true => self.features,
+            false => self.features & !feature::MEMBARRIER,
+        }
+    }
+
+    /// The layouts whose memory this build goes on with: lowest and highest.
+    pub fn layouts(&self) -> (u16, u16) {
+        (self.layout_min, self.layout)
+    }
+
+    /// This build goes on with memory of this layout.
+    pub fn knows_layout(&self, layout: u32) -> bool {
+        (u32::from(self.layout_min)..=u32::from(self.layout)).contains(&layout)
     }
 
     /// Header word [`VERSIONS`](crate::layout::header::word::VERSIONS) of new memory.
-    pub fn header_word(&self) -> u64 {
-        u64::from(self.layout) | u64::from(self.plane_min) << 16
+    pub fn header_word(&self, layout: u16) -> u64 {
+        u64::from(layout) | u64::from(self.plane_min) << 16
     }
 
     /// May this build go on with memory whose header has these words? Looks at the layout, the plane
     /// ABI, the incompat flags, in this order.
     pub fn check_memory(&self, versions: u64, incompat: u64) -> Result<(), HeaderError> {
         let (layout, plane) = (versions as u16, (versions >> 16) as u16);
-        if layout != self.layout {
+        if !self.knows_layout(layout.into()) {
             return Err(HeaderError::Layout {
                 found: layout,
-                known: self.layout,
+                lowest: self.layout_min,
+                highest: self.layout,
             });
         }
         if !(self.plane_min..=self.plane).contains(&plane) {
@@ -89,6 +109,12 @@ impl Versions {
             }),
         }
     }
+}
+
+/// The highest version in both ranges, of lowest and highest each.
+pub fn highest_common(ours: (u16, u16), theirs: (u16, u16)) -> Option<u16> {
+    let (lowest, highest) = (ours.0.max(theirs.0), ours.1.min(theirs.1));
+    (lowest <= highest).then_some(highest)
 }
 
 #[cfg(test)]
@@ -123,12 +149,33 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_a_layout_of_before_is_taken_and_that_of_a_later_one_is_not() {
+        let this = Versions::current("this");
+        let before = Versions {
+            layout: LAYOUT_MIN,
+            ..this
+        };
+        assert_eq!(this.check_memory(this.header_word(LAYOUT_MIN), 0), Ok(()));
+        let refused = before.check_memory(this.header_word(LAYOUT_VERSION), 0);
+        assert!(matches!(refused, Err(HeaderError::Layout { .. })));
+    }
+
+    #[test]
     fn memory_of_a_later_plane_or_with_an_unknown_flag_is_refused_and_that_of_before_is_not() {
         let this = Versions::current("this");
-        assert_eq!(NEXT.check_memory(this.header_word(), 0), Ok(()));
-        assert_eq!(this.check_memory(NEXT.header_word(), 0), Ok(()));
-        assert_eq!(NEXT.check_memory(NEXT.header_word(), 2), Ok(()));
-        let unknown = this.check_memory(NEXT.header_word(), 2);
+        assert_eq!(
+            NEXT.check_memory(this.header_word(LAYOUT_VERSION), 0),
+            Ok(())
+        );
+        assert_eq!(
+            this.check_memory(NEXT.header_word(LAYOUT_VERSION), 0),
+            Ok(())
+        );
+        assert_eq!(
+            NEXT.check_memory(NEXT.header_word(LAYOUT_VERSION), 2),
+            Ok(())
+        );
+        let unknown = this.check_memory(NEXT.header_word(LAYOUT_VERSION), 2);
         assert_eq!(
             unknown,
             Err(HeaderError::Incompat {

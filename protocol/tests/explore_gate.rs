@@ -206,7 +206,7 @@ fn done<T>(outcome: &Outcome<T>) -> bool {
 fn hcall(plane: &Plane<Words, Who>, opcode: u64, args: [u64; 2]) -> bool {
     let mut cells = [0; 9];
     cells[..2].copy_from_slice(&args);
-    done(&plane.hcall(0, 0, opcode, &mut cells, 0))
+    done(&plane.thread(0).hcall(0, opcode, &mut cells, 0))
 }
 
 const XICS_CALLS: [(&str, Call); 3] = [
@@ -215,10 +215,12 @@ const XICS_CALLS: [(&str, Call); 3] = [
     ("H_XIRR", |p| hcall(p, opcode::H_XIRR, [0, 0])),
 ];
 const XIVE_CALLS: [(&str, Call); 3] = [
-    ("CPPR", |p| done(&p.tima_store(0, 0, 0x2_0011, 1, 5))),
-    ("acknowledge", |p| done(&p.tima_load(0, 0, 0x2_0810, 2))),
+    ("CPPR", |p| done(&p.thread(0).tima_store(0, 0x2_0011, 1, 5))),
+    ("acknowledge", |p| {
+        done(&p.thread(0).tima_load(0, 0x2_0810, 2))
+    }),
     ("ESB", |p| {
-        done(&p.esb_load(0, u64::from(MSI) << 17 | 0x1_0c00, 8))
+        done(&p.thread(0).esb_load(u64::from(MSI) << 17 | 0x1_0c00, 8))
     }),
 ];
 

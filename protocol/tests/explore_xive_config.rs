@@ -190,6 +190,9 @@ impl Storage for ReadOnce {
         })
     }
     fn fence(&self) {}
+    fn fence_everywhere(&self) -> bool {
+        true
+    }
     fn relax(&self, spins: u32) {
         Memory.relax(spins);
     }

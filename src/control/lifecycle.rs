@@ -9,6 +9,7 @@ use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
 use papr_intc_protocol::layout::words::{cursor, source};
 use papr_intc_protocol::layout::{AtomicWord, Machine, Page, Storage};
 use papr_intc_protocol::plane::{Host, Plane};
+use papr_intc_protocol::versions::highest_common;
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
 use std::sync::atomic::Ordering;
@@ -46,27 +47,36 @@ impl<M: QueueMemory + Clone> Control<M> {
             refused("protocol", min, max, ours)
         })?;
         let (min, max) = (hello.layout_min, hello.layout_max);
-        let layout = v
-            .common_layout(min, max)
-            .ok_or_else(|| refused("layout", min, max, v.layout.to_string()))?;
+        // Memory that is there stays as it is; new memory gets what both understand.
+        let ours = match &self.core {
+            Some(core) => (core.layout(), core.layout()),
+            None => v.layouts(),
+        };
+        let layout = highest_common(ours, (min, max)).ok_or_else(|| {
+            let ours = format!("{} to {}", ours.0, ours.1);
+            refused("layout", min, max, ours)
+        })?;
         let maps = hello.plane_abi == v.plane || hello.plane_abi == 0;
         log::info!(
             "front-end {:?} connected, plane ABI {}",
             hello.name.0,
             hello.plane_abi
         );
+        let features = hello.features & v.features_here();
+        let version = Text(v.build.into());
+        self.layout = layout;
         Ok(HelloReply {
             protocol,
             layout,
             verdict: if maps { verdict::MAP } else { verdict::DEMOTE },
-            features: 0,
+            features,
             max_body: MAX_BODY as u32,
             max_fds: MAX_FDS as u32,
             max_sources: MAX_SOURCES,
             max_servers: MAX_SERVERS,
             state: self.phase(),
             generation: self.generation(),
-            version: Text(v.build.into()),
+            version,
         })
     }
 
@@ -107,7 +117,8 @@ impl<M: QueueMemory + Clone> Control<M> {
             let machine = self
                 .machine
                 .ok_or(Refused::Phase("GET_SHM before SET_MACHINE"))?;
-            let core = self.core_on(SharedMemory::create(machine, &self.versions)?)?;
+            let memory = SharedMemory::create(machine, &self.versions, self.layout)?;
+            let core = self.core_on(memory);
             core.prepare();
             self.core = Some(core);
         }
@@ -119,7 +130,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         })?;
         let geometry = core.plane.geometry();
         let info = ShmInfo {
-            layout: self.versions.layout.into(),
+            layout: core.layout().into(),
             zero: 0,
             generation: core.memory.generation,
             size: geometry.size(),
@@ -150,7 +161,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             start_count: memory.start_count(),
         };
         self.machine = Some(memory.machine);
-        self.core = Some(self.core_on(memory)?);
+        self.core = Some(self.core_on(memory));
         Ok(reply)
     }
 
@@ -172,20 +183,22 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     fn check_layout(&self, set: &SetShm) -> Result<(), Refused> {
-        let own = self.versions.layout;
-        if set.layout == u32::from(own) {
+        let (v, layout) = (&self.versions, set.layout);
+        if v.knows_layout(layout) {
             return Ok(());
         }
-        let text = format!("the memory has layout {}, this daemon {own}", set.layout);
+        let (lowest, highest) = (v.layout_min, v.layout);
+        let text =
+            format!("the memory has layout {layout}, this daemon knows {lowest} to {highest}");
         Err(Refused::Version(text))
     }
 
-    fn core_on(&self, memory: SharedMemory) -> Result<Core<M>, Refused> {
+    fn core_on(&self, memory: SharedMemory) -> Core<M> {
         let storage = memory.storage.clone();
         let host = DaemonHost::new(self.ram.clone(), storage.clone(), memory.generation);
-        let plane = Plane::new(Staged::new(storage), host, memory.machine);
-        let plane = plane.ok_or_else(|| Refused::Value("the machine has no geometry".into()))?;
-        Ok(Core { memory, plane })
+        let geometry = *storage.geometry();
+        let plane = Plane::on(Staged::new(storage), host, memory.machine, geometry);
+        Core { memory, plane }
     }
 
     pub(super) fn start(&mut self, start: &Start) -> Result<StartReply, Refused> {
@@ -428,6 +441,7 @@ pub(super) fn executor_of(number: u32) -> Option<Executor> {
 
 fn said(set: &SetShm) -> Said {
     Said {
+        layout: set.layout,
         generation: set.generation,
         size: set.size,
     }

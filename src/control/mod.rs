@@ -156,6 +156,10 @@ impl<M: QueueMemory> Core<M> {
             ..self.state()
         });
     }
+    /// The layout of the memory.
+    fn layout(&self) -> u16 {
+        self.plane.geometry().layout()
+    }
     fn depth(&self) -> u64 {
         self.memory.header(word::QUIESCE_DEPTH)
     }
@@ -166,6 +170,8 @@ pub struct Control<M> {
     ram: M,
     expected: Expected,
     versions: Versions,
+    /// What the front-end agreed to for new memory.
+    layout: u16,
     machine: Option<Machine>,
     core: Option<Core<M>>,
     started: bool,
@@ -191,6 +197,7 @@ impl<M: QueueMemory + Clone> Control<M> {
         Self {
             ram,
             expected,
+            layout: versions.layout,
             versions,
             machine: None,
             core: None,

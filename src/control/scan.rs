@@ -19,13 +19,16 @@ impl<M: QueueMemory> Core<M> {
         let ic_mode = self.machine().ic_mode;
         let mut found = Vec::new();
         if ic_mode.has_xive() {
-            let words = storage.pages(Page::Source(0), geometry.sources());
-            collect(words, 0, xive, &mut found);
+            let sources = geometry.sources();
+            for first in (0..sources).step_by(64) {
+                let numbers = first..sources.min(first + 64);
+                collect(first, storage.sources(geometry, numbers), &xive, &mut found);
+            }
         }
         if ic_mode.has_xics() {
             let words = storage.pages(Page::IcsSource(0), geometry.ics_sources());
             let in_xive = found.len();
-            collect(words, geometry.xics_base(), xics, &mut found);
+            collect(geometry.xics_base(), words, xics, &mut found);
             if in_xive > 0 {
                 found.sort_unstable();
                 found.dedup();
@@ -35,9 +38,15 @@ impl<M: QueueMemory> Core<M> {
     }
 }
 
-fn collect(words: &[impl AtomicWord], base: u32, wanted: impl Fn(u64) -> bool, to: &mut Vec<u32>) {
+/// Those of the words of numbers from `first` on that are wanted.
+fn collect<'a, W: AtomicWord + 'a>(
+    first: u32,
+    words: impl IntoIterator<Item = &'a W>,
+    wanted: impl Fn(u64) -> bool,
+    to: &mut Vec<u32>,
+) {
     // Acquire: who acts on what is found takes over what its writer published.
-    let found = (base..)
+    let found = (first..)
         .zip(words)
         .filter(|(_, word)| wanted(word.load(Ordering::Acquire)));
     to.extend(found.map(|(lisn, _)| lisn));

@@ -66,6 +66,14 @@ pub enum MemoryError {
         /// In the message.
         said: u64,
     },
+    /// Not of the layout that the front-end said.
+    #[error("the header has layout {found}, the front-end said {said}")]
+    LayoutSaid {
+        /// In the header.
+        found: u16,
+        /// In the message.
+        said: u32,
+    },
     /// Not the memory that the front-end spoke of.
     #[error("the header has generation {found}, the front-end said {expected}")]
     Generation {
@@ -84,7 +92,7 @@ impl MemoryError {
             Self::Os { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             Self::Seals => libc::EPERM,
             Self::Size { .. } | Self::SizeSaid { .. } => libc::EUCLEAN,
-            Self::Machine | Self::Generation { .. } => libc::EUCLEAN,
+            Self::Machine | Self::Generation { .. } | Self::LayoutSaid { .. } => libc::EUCLEAN,
             Self::Locked => libc::EBUSY,
             Self::Header(HeaderError::Magic(_)) => libc::EUCLEAN,
             Self::Header(_) => libc::EPROTONOSUPPORT,
@@ -95,6 +103,8 @@ impl MemoryError {
 /// What a front-end says about the memory that it hands in.
 #[derive(Clone, Copy, Debug)]
 pub struct Said {
+    /// Layout in the header.
+    pub layout: u32,
     /// Generation in the header.
     pub generation: u64,
     /// Bytes of the memfd.
@@ -116,10 +126,10 @@ pub struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// Makes the memory of a new machine. Every word is zero but the header's identity and machine;
-    /// the state word keeps the gate closed.
-    pub fn create(machine: Machine, versions: &Versions) -> Result<Self, MemoryError> {
-        let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
+    /// Makes the memory of a new machine, in a layout. Every word is zero but the header's identity and
+    /// machine; the state word keeps the gate closed.
+    pub fn create(machine: Machine, versions: &Versions, layout: u16) -> Result<Self, MemoryError> {
+        let geometry = machine.geometry_in(layout).ok_or(MemoryError::Machine)?;
         let file = memfd::create(geometry.size())?;
         let lock = memfd::lock(&file)?;
         let storage = Arc::new(map_owned(&file, geometry)?);
@@ -129,7 +139,7 @@ impl SharedMemory {
                 .table_word(Table::Header(w))
                 .store(value, Ordering::Release);
         };
-        set(word::VERSIONS, versions.header_word());
+        set(word::VERSIONS, versions.header_word(layout));
         set(word::GENERATION, 1);
         set(word::START_COUNT, 1);
         machine.write(&storage);
@@ -227,7 +237,8 @@ fn inspect(
         return Err(MemoryError::SizeSaid { found, said });
     }
     // The smallest geometry is enough to read a header; its size tells the true one.
-    let smallest = Geometry::new(16, 16, 1).ok_or(MemoryError::Machine)?;
+    let smallest = Geometry::in_layout(versions.layout_min, 16, 16, 1);
+    let smallest = smallest.ok_or(MemoryError::Machine)?;
     if found < smallest.size() {
         return Err(MemoryError::Size {
             found,
@@ -235,14 +246,19 @@ fn inspect(
         });
     }
     let view = MappedStorage::map(file, smallest).map_err(map_error)?;
-    header::check(&view, versions)?;
+    let layout = header::check(&view, versions)?;
     let machine = Machine::read(&view).ok_or(MemoryError::Machine)?;
-    let geometry = machine.geometry().ok_or(MemoryError::Machine)?;
+    let geometry = machine.geometry_in(layout);
+    let geometry = geometry.ok_or(MemoryError::Machine)?;
     if found != geometry.size() {
         return Err(MemoryError::Size {
             found,
             needed: geometry.size(),
         });
+    }
+    if said.layout != u32::from(layout) {
+        let (found, said) = (layout, said.layout);
+        return Err(MemoryError::LayoutSaid { found, said });
     }
     let generation = view.table(Table::Header(word::GENERATION), Ordering::Acquire);
     if generation != said.generation || generation == 0 {
@@ -258,6 +274,7 @@ fn inspect(
 mod tests {
     use std::os::fd::AsFd;
 
+    use papr_intc_protocol::LAYOUT_VERSION;
     use papr_intc_protocol::layout::{Compat, IcMode};
 
     use super::*;
@@ -274,7 +291,11 @@ mod tests {
 
     fn said(generation: u64) -> Said {
         let size = machine().geometry().unwrap().size();
-        Said { generation, size }
+        Said {
+            layout: LAYOUT_VERSION.into(),
+            generation,
+            size,
+        }
     }
 
     fn adopt(fd: OwnedFd, said: Said) -> Result<SharedMemory, MemoryError> {
@@ -283,7 +304,7 @@ mod tests {
 
     #[test]
     fn memory_of_a_live_daemon_is_refused_and_that_of_a_dead_one_taken() {
-        let first = SharedMemory::create(machine(), &V).unwrap();
+        let first = SharedMemory::create(machine(), &V, LAYOUT_VERSION).unwrap();
         // The VMM keeps what was handed out, whoever dies.
         let vmm = dup(&first);
         let again = || vmm.try_clone().unwrap();
@@ -301,7 +322,7 @@ mod tests {
 
     #[test]
     fn memory_of_a_machine_that_is_not_wanted_is_left_as_it_was() {
-        let first = SharedMemory::create(machine(), &V).unwrap();
+        let first = SharedMemory::create(machine(), &V, LAYOUT_VERSION).unwrap();
         let vmm = dup(&first);
         drop(first);
         let refuse = |_: &Machine| Err(MemoryError::Machine);
@@ -312,7 +333,7 @@ mod tests {
 
     #[test]
     fn memory_of_another_generation_is_refused_unchanged() {
-        let first = SharedMemory::create(machine(), &V).unwrap();
+        let first = SharedMemory::create(machine(), &V, LAYOUT_VERSION).unwrap();
         let vmm = dup(&first);
         drop(first);
         assert!(matches!(
@@ -334,6 +355,7 @@ mod tests {
             SharedMemory::check(
                 short.into(),
                 Said {
+                    layout: LAYOUT_VERSION.into(),
                     generation: 1,
                     size: 4096
                 },
@@ -346,6 +368,7 @@ mod tests {
             SharedMemory::check(
                 foreign.into(),
                 Said {
+                    layout: LAYOUT_VERSION.into(),
                     generation: 1,
                     size: 1 << 20
                 },
@@ -353,7 +376,7 @@ mod tests {
             ),
             Err(MemoryError::Header(HeaderError::Magic(0)))
         ));
-        let damaged = SharedMemory::create(machine(), &V).unwrap();
+        let damaged = SharedMemory::create(machine(), &V, LAYOUT_VERSION).unwrap();
         damaged.set_header(word::MACHINE, 0);
         assert!(matches!(
             SharedMemory::check(dup(&damaged), said(1), &V),

@@ -146,6 +146,10 @@ where
         self.inner.fence();
     }
 
+    fn fence_everywhere(&self) -> bool {
+        self.inner.fence_everywhere()
+    }
+
     fn relax(&self, spins: u32) {
         self.inner.relax(spins);
     }

@@ -5,13 +5,13 @@
 
 use std::sync::atomic::Ordering;
 
-use papr_intc_protocol::Versions;
 use papr_intc_protocol::layout::header::{self, Mode, State, word};
 use papr_intc_protocol::layout::plain::PlainStorage;
 use papr_intc_protocol::layout::words::{
     cursor, eas, end_config, icp, ics, presence, reason, run, source, tima,
 };
 use papr_intc_protocol::layout::{AtomicWord, Geometry, Machine, Page, Storage, Table};
+use papr_intc_protocol::{LAYOUT_MIN, Versions};
 use serde_json::{Value, json};
 
 /// Bytes of the largest memfd there is, rounded up.
@@ -19,7 +19,7 @@ pub const LARGEST: u64 = 64 << 20;
 
 /// Describes the copy of a memfd; says why if it is none of ours.
 pub fn memfd(bytes: &[u8]) -> Result<Value, String> {
-    let smallest = Geometry::new(16, 16, 1).ok_or("no smallest machine")?;
+    let smallest = Geometry::in_layout(LAYOUT_MIN, 16, 16, 1).ok_or("no smallest machine")?;
     let head = PlainStorage::copy_of(smallest, bytes.get(..8192).ok_or("it is too short")?);
     // A build with other numbers is looked at as far as the header goes; unknown flags say nothing about
     // the words that are read here.
@@ -29,9 +29,10 @@ pub fn memfd(bytes: &[u8]) -> Result<Value, String> {
         incompat_known: u64::MAX,
         ..Versions::current("status")
     };
-    header::check(&head, &any).map_err(|e| e.to_string())?;
+    let layout = header::check(&head, &any).map_err(|e| e.to_string())?;
     let machine = Machine::read(&head).ok_or("its machine is damaged")?;
-    let geometry = machine.geometry().ok_or("its machine is damaged")?;
+    let geometry = machine.geometry_in(layout);
+    let geometry = geometry.ok_or("its machine is damaged")?;
     if geometry.size() != bytes.len() as u64 {
         return Err(format!(
             "it has {} bytes, its machine needs {}",
@@ -288,7 +289,10 @@ mod tests {
                 .store(v, Ordering::Relaxed)
         };
         set(word::MAGIC, header::MAGIC);
-        set(word::VERSIONS, 1 | 1 << 16);
+        set(
+            word::VERSIONS,
+            Versions::current("").header_word(geometry.layout()),
+        );
         set(word::STATE, state);
         (0..geometry.size() as usize / 8)
             .map(|i| match i {

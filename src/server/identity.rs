@@ -15,7 +15,7 @@ pub fn block(versions: &Versions, generation: u64, state: u32) -> [u8; IDENTITY_
     for version in [
         versions.protocol_min,
         versions.protocol_max,
-        versions.layout,
+        versions.layout_min,
         versions.layout,
         versions.plane,
         0,
@@ -38,7 +38,7 @@ pub fn capabilities(versions: &Versions) -> serde_json::Value {
         "type": "interrupt-controller",
         "features": ["papr-messages", "xics", "xive", "dual", "mapped", "remote", "log-all"],
         "protocol": { "min": versions.protocol_min, "max": versions.protocol_max },
-        "layout": { "min": versions.layout, "max": versions.layout },
+        "layout": { "min": versions.layout_min, "max": versions.layout },
         "plane": versions.plane,
         "memory": {
             "plane": { "min": versions.plane_min, "max": versions.plane },

@@ -161,7 +161,7 @@ pub fn hello() -> Hello {
     Hello {
         protocol_min: papr_intc_protocol::PROTOCOL_VERSION,
         protocol_max: papr_intc_protocol::PROTOCOL_VERSION,
-        layout_min: papr_intc_protocol::LAYOUT_VERSION,
+        layout_min: papr_intc_protocol::LAYOUT_MIN,
         layout_max: papr_intc_protocol::LAYOUT_VERSION,
         plane_abi: papr_intc_protocol::PLANE_ABI,
         zero: 0,

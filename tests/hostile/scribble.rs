@@ -256,7 +256,7 @@ fn adopted(bytes: &[u8], seed: u64) {
     share_ram(&main, &ram);
     let generation = u64::from_ne_bytes(bytes[32..40].try_into().unwrap());
     let request = SetShm {
-        layout: 1,
+        layout: papr_intc_protocol::LAYOUT_VERSION.into(),
         zero: 0,
         generation,
         size: bytes.len() as u64,

@@ -94,7 +94,9 @@ fn damaged_foreign_or_unsealed_memory_is_refused_unchanged() {
     for (request, errno) in [
         (message(|r| r.generation += 1), libc::EUCLEAN),
         (message(|r| r.generation = 0), libc::EUCLEAN),
-        (message(|r| r.layout = 2), libc::EPROTONOSUPPORT),
+        (message(|r| r.layout = 0), libc::EPROTONOSUPPORT),
+        (message(|r| r.layout += 1), libc::EPROTONOSUPPORT),
+        (message(|r| r.layout -= 1), libc::EUCLEAN),
         (message(|r| r.size -= 8), libc::EUCLEAN),
     ] {
         refused(&client, &request, &guest.shm, errno, "the message differs");

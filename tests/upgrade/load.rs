@@ -200,6 +200,17 @@ fn there_and_back_under_load_through_remote_mode_with_xive() {
 }
 
 #[test]
+fn memory_of_the_layout_of_before_goes_to_this_version_and_back_under_load() {
+    let before = || next(&["--layout", "1"]);
+    let bench = Bench::start_by(&How::mapped(IcMode::Dual), before(), |_| {});
+    let guest = xive_guest(&bench);
+    let seen = under_load(&bench, &guest, true, &[launcher(), before(), launcher()]);
+    let words = bench.intc.storage().unwrap();
+    assert_eq!(words.geometry().layout(), 1);
+    report("layout 1, N+1, N, N+1, N, XIVE", seen);
+}
+
+#[test]
 fn a_remote_machine_stays_remote_and_its_irqfds_go_along() {
     for how in [IcMode::Xics, IcMode::Dual] {
         let heard = Heard::default();

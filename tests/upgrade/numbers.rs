@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use nix::errno::Errno;
+use papr_intc_frontend::protocol::LAYOUT_VERSION;
 use papr_intc_frontend::protocol::layout::IcMode;
 use papr_intc_frontend::protocol::wire::handshake::{Hello, verdict};
 use papr_intc_frontend::{Error, Executor};
@@ -135,4 +136,16 @@ fn memory_in_which_the_next_version_used_something_new_is_not_rolled_back() {
     // One that knows the flag takes it, whether it uses the thing or not.
     bench.intc.upgrade(next(&[])).unwrap();
     bench.eoi(0, FIRST);
+}
+
+#[test]
+fn memory_of_this_layout_is_not_rolled_back_to_a_version_that_knows_only_the_one_before() {
+    let bench = Bench::start(&How::mapped(IcMode::Xics));
+    let words = bench.intc.storage().unwrap();
+    assert_eq!(words.geometry().layout(), LAYOUT_VERSION);
+    let serving = bench.intc.daemon_pid();
+    let refused = bench.intc.upgrade(next(&["--layout", "1"])).unwrap_err();
+    assert_eq!(refused.errno(), Errno::EPROTONOSUPPORT as i32);
+    assert!(refused.to_string().contains("layout 2"), "{refused}");
+    assert_eq!(bench.intc.daemon_pid(), serving, "the old one was touched");
 }

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use nix::libc;
-use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_protocol::layout::{Compat, IcMode, Machine, membarrier};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
 use papr_intc_protocol::wire::guest::*;
 use papr_intc_protocol::wire::handshake::*;
@@ -34,7 +34,7 @@ fn hello_tells_versions_limits_and_state() {
     let hello = main.hello();
     assert_eq!(
         (hello.protocol, hello.layout, hello.verdict),
-        (1, 1, verdict::MAP)
+        (1, 2, verdict::MAP)
     );
     assert_eq!(
         (hello.max_body, hello.max_fds),
@@ -51,10 +51,31 @@ fn hello_tells_versions_limits_and_state() {
 }
 
 #[test]
+fn hello_answers_the_features_that_both_sides_have() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let both = |features| {
+        let hello = Hello {
+            features,
+            ..client::hello()
+        };
+        main.call(&hello).unwrap().features
+    };
+    assert_eq!(both(0), 0);
+    let here = match membarrier::is_available() {
+        true => feature::MEMBARRIER,
+        false => 0,
+    };
+    assert_eq!(both(feature::MEMBARRIER), here);
+    assert_eq!(both(!feature::MEMBARRIER), 0);
+    assert_eq!(both(u32::MAX), here);
+}
+
+#[test]
 fn hello_without_a_common_version_is_refused_with_both_ranges() {
     let (_daemon, socket) = Daemon::connected(&[]);
     let main = Client::new(socket);
-    for (min, max) in [(2, 9), (0, 0), (9, 2)] {
+    for (min, max) in [(3, 9), (0, 0), (9, 3)] {
         let refused = main.call(&Hello {
             protocol_min: min,
             protocol_max: max,
@@ -567,4 +588,27 @@ fn a_vcpu_channel_is_a_socket_of_a_connected_vcpu() {
     open(0, &[theirs.as_fd()]).unwrap();
     drop(theirs);
     Client::new(ours).ping();
+}
+
+#[test]
+fn new_memory_has_the_highest_layout_that_both_understand_and_keeps_it() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let of = |layout_min, layout_max| {
+        let hello = client::hello();
+        main.call(&Hello {
+            layout_min,
+            layout_max,
+            ..hello
+        })
+    };
+    assert_eq!(of(0, 9).unwrap().layout, 2);
+    assert_eq!(of(1, 1).unwrap().layout, 1);
+    set_machine(&main, &machine()).unwrap();
+    let (info, _shm) = get_shm(&main).unwrap();
+    assert_eq!(info.layout, 1);
+    assert_eq!(of(1, 9).unwrap().layout, 1, "there is memory already");
+    let refused = of(2, 9).unwrap_err();
+    assert_eq!(refused.errno, libc::EPROTONOSUPPORT);
+    assert!(refused.text.contains("layout 1 to 1"), "{}", refused.text);
 }

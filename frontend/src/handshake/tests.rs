@@ -26,6 +26,7 @@ struct Behaviour {
     protocol_features: u64,
     layout: u16,
     verdict: u32,
+    papr_features: u32,
     sealed: bool,
 }
 
@@ -34,6 +35,7 @@ const GOOD: Behaviour = Behaviour {
     protocol_features: 1 << 3 | 1 << 9,
     layout: OWN.layout,
     verdict: verdict::MAP,
+    papr_features: 0,
     sealed: true,
 };
 
@@ -81,7 +83,7 @@ fn papr_reply(code: u32, seq: u64, how: Behaviour, memfd: &File) -> Option<Vec<u
                 protocol: OWN.protocol_max,
                 layout: how.layout,
                 verdict: how.verdict,
-                features: 0,
+                features: how.papr_features,
                 max_body: 65536,
                 max_fds: 253,
                 max_sources: 1 << 20,
@@ -98,7 +100,7 @@ fn papr_reply(code: u32, seq: u64, how: Behaviour, memfd: &File) -> Option<Vec<u
         GetShm::CODE => reply_body(
             seq,
             &ShmInfo {
-                layout: 1,
+                layout: OWN.layout.into(),
                 zero: 0,
                 generation: 1,
                 size,
@@ -318,7 +320,7 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
     let core = core(Executor::FrontEnd);
     // Remote mode would be the way to a first start; here the memory is known already.
     let info = ShmInfo {
-        layout: 1,
+        layout: OWN.layout.into(),
         zero: 0,
         generation: 1,
         size: core.geometry.size(),
@@ -326,7 +328,7 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
         pages_size: 0,
     };
     let fds = vec![OwnedFd::from(memfd(core.geometry.size(), true))];
-    lock(&core.topology).shm = Some(Shm::accept(&info, fds, &core.geometry).unwrap());
+    lock(&core.topology).shm = Some(Shm::accept(&info, fds, &core.options.machine).unwrap());
     core.intake.add_irqfd(edge(0x1000)).unwrap();
     let (result, told) = shake(
         &core,
@@ -345,4 +347,19 @@ fn a_daemon_that_distrusts_our_plane_becomes_the_executor() {
         ]
     );
     assert!(!core.intake.add_irqfd(edge(0x1001)).unwrap());
+}
+
+#[test]
+fn fences_are_left_to_a_daemon_that_says_so_and_to_no_other() {
+    let core = core(Executor::Daemon);
+    let (_, told) = shake(&core, GOOD);
+    assert!(!core.fences.are_left(), "{told:x?}");
+    let how = Behaviour {
+        papr_features: feature::MEMBARRIER,
+        ..GOOD
+    };
+    shake(&core, how).0.unwrap();
+    assert_eq!(core.fences.are_left(), core.fences.features() != 0);
+    shake(&core, GOOD).0.unwrap();
+    assert!(!core.fences.are_left());
 }

@@ -2,8 +2,14 @@
 //!
 //! A [`Geometry`] is computed from three numbers and never stored: both sides derive the same
 //! offsets from the machine in the header, and the layout version says by which rules.
+//!
+//! Layout 1 has XIVE source words in the order of their numbers. Since layout 2 neighbours are strewn over a
+//! block ([`STRIDE`]): an interrupt writes its source's word three times, and sources with neighbouring
+//! numbers (a device's MSI-X vectors, the IPIs of a guest's vCPUs) go to different vCPUs, which would
+//! take one cache line from each other. Every other word that vCPUs write all the time has a line of its own.
 
 use super::storage::{Page, Table};
+use crate::{LAYOUT_MIN, LAYOUT_VERSION};
 
 /// LISNs 0..0x1000 are the XIVE IPIs; XICS numbers start above them.
 pub const DEFAULT_XICS_BASE: u32 = 0x1000;
@@ -27,15 +33,23 @@ pub const LINE: u64 = 128;
 /// Both zones start and end on the largest page size of the hosts (64 KiB on POWER).
 pub const ZONE_ALIGN: u64 = 65536;
 
+/// XIVE source words are strewn over blocks of so many. A power of two.
+pub const BLOCK: u32 = 4096;
+/// Places from a source's word to its neighbour's, modulo [`BLOCK`]: odd, so that each place is taken once, and
+/// more than a [`LINE`]'s words.
+pub const STRIDE: u32 = 17;
+
 const WORD: u64 = 8;
 const RUN_BYTES: u64 = 4096;
 
-/// Offsets of one machine's words.
+/// Offsets of one machine's words. Areas are known by their first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     sources: u32,
     xics_base: u32,
     servers: u32,
+    layout: u16,
+    stride: u32,
     replies: u64,
     eas: u64,
     end_config: u64,
@@ -58,10 +72,11 @@ pub struct Geometry {
 struct Cursor(u64);
 
 impl Cursor {
+    /// Its first word.
     fn area(&mut self, bytes: u64) -> u64 {
         let at = self.0;
         self.0 = (at + bytes).next_multiple_of(LINE);
-        at
+        at / WORD
     }
     fn zone_end(&self) -> u64 {
         self.0.next_multiple_of(ZONE_ALIGN)
@@ -70,9 +85,15 @@ impl Cursor {
 
 impl Geometry {
     /// Lays out a machine with LISNs `0..sources`, of which XICS serves `xics_base..sources`, and
-    /// server numbers `0..servers`. `None` if a number is out of range.
+    /// server numbers `0..servers`, as new memory is. `None` if a number is out of range.
     pub fn new(sources: u32, xics_base: u32, servers: u32) -> Option<Self> {
-        let fits = (1..=MAX_SOURCES).contains(&sources)
+        Self::in_layout(LAYOUT_VERSION, sources, xics_base, servers)
+    }
+
+    /// As [`new`](Self::new), by the rules of a layout; `None` if it is unknown too.
+    pub fn in_layout(layout: u16, sources: u32, xics_base: u32, servers: u32) -> Option<Self> {
+        let fits = (LAYOUT_MIN..=LAYOUT_VERSION).contains(&layout)
+            && (1..=MAX_SOURCES).contains(&sources)
             && (16..=sources).contains(&xics_base)
             && (1..=MAX_SERVERS).contains(&servers);
         if !fits {
@@ -82,6 +103,10 @@ impl Geometry {
         let ends = v * u64::from(ENDS_PER_SERVER);
         let ics = u64::from(sources - xics_base);
         let bitmap = n.div_ceil(64) * WORD;
+        let (stride, places) = match layout {
+            1 => (1, n),
+            _ => (STRIDE, n.next_multiple_of(u64::from(BLOCK))),
+        };
 
         let mut t = Cursor(HEADER_BYTES + JOURNAL_BYTES);
         let replies = t.area((v + 1) * u64::from(REPLY_WORDS) * WORD);
@@ -95,7 +120,7 @@ impl Geometry {
         let epochs = p.area((v + u64::from(DEVICE_EPOCHS)) * LINE);
         let vcpus = p.area(v * LINE);
         let cursors = p.area(ends * LINE);
-        let source_words = p.area(n * WORD);
+        let source_words = p.area(places * WORD);
         let ics_words = p.area(ics * WORD);
         let common_root = p.area(WORD);
         let leaf_count = ics.div_ceil(64);
@@ -106,6 +131,8 @@ impl Geometry {
             sources,
             xics_base,
             servers,
+            layout,
+            stride,
             replies,
             eas,
             end_config,
@@ -125,9 +152,27 @@ impl Geometry {
         })
     }
 
+    /// The version of the rules.
+    pub fn layout(&self) -> u16 {
+        self.layout
+    }
     /// LISNs are `0..sources`.
     pub fn sources(&self) -> u32 {
         self.sources
+    }
+    /// The block of sources that `lisn` is in: their words lie together, strewn.
+    pub(super) fn block_of(&self, lisn: u32) -> std::ops::Range<u32> {
+        let first = lisn - lisn % BLOCK;
+        let places = match self.stride {
+            1 => self.sources - first,
+            _ => BLOCK,
+        };
+        first..first + places.min(BLOCK)
+    }
+    /// Which word of its block is a source's.
+    #[inline]
+    pub(super) fn place_in_block(&self, lisn: u32) -> usize {
+        (strewn(lisn, self.stride) % BLOCK) as usize
     }
     /// First number that XICS serves.
     pub fn xics_base(&self) -> u32 {
@@ -167,49 +212,66 @@ impl Geometry {
     }
 
     /// Byte offset of a word of `tables` in its zone. Always inside the zone for indices in range.
-    #[inline]
     pub fn table_offset(&self, at: Table) -> u64 {
-        let w = |base: u64, i: u32| base + u64::from(i) * WORD;
+        self.table_place(at) * WORD
+    }
+
+    /// Byte offset of a word of `pages` in its zone. Always inside the zone for indices in range.
+    pub fn page_offset(&self, at: Page) -> u64 {
+        self.page_place(at) * WORD
+    }
+
+    /// Words before a word of `tables` in its zone.
+    #[inline]
+    pub(super) fn table_place(&self, at: Table) -> u64 {
+        let w = |base: u64, i: u32| base + u64::from(i);
         match at {
             Table::Header(i) => w(0, i),
-            Table::Journal(i) => w(HEADER_BYTES, i),
-            Table::Reply(channel, i) => {
-                self.replies + (u64::from(channel) * u64::from(REPLY_WORDS) + u64::from(i)) * WORD
-            }
+            Table::Journal(i) => w(HEADER_BYTES / WORD, i),
+            Table::Reply(channel, i) => w(
+                self.replies + u64::from(channel) * u64::from(REPLY_WORDS),
+                i,
+            ),
             Table::Eas(lisn) => w(self.eas, lisn),
-            Table::EndConfig(end, slot, i) => {
-                self.end_config + (u64::from(end) * 4 + u64::from(slot * 2 + i)) * WORD
-            }
+            Table::EndConfig(end, slot, i) => w(self.end_config + u64::from(end) * 4, slot * 2 + i),
             Table::Claimed(i) => w(self.claimed, i),
             Table::Lsi(i) => w(self.lsi, i),
             Table::Msi(i) => w(self.msi, i),
         }
     }
 
-    /// Byte offset of a word of `pages` in its zone. Always inside the zone for indices in range.
+    /// Words before a word of `pages` in its zone.
     #[inline]
-    pub fn page_offset(&self, at: Page) -> u64 {
-        let w = |base: u64, i: u32| base + u64::from(i) * WORD;
-        let line = |base: u64, i: u32| base + u64::from(i) * LINE;
+    pub(super) fn page_place(&self, at: Page) -> u64 {
+        let w = |base: u64, i: u32| base + u64::from(i);
+        let line = |base: u64, i: u32| base + u64::from(i) * (LINE / WORD);
         match at {
             Page::Run(i) => w(0, i),
             Page::Epoch(i) => line(self.epochs, i),
-            Page::Delivered(i) => line(self.epochs, i) + WORD,
+            Page::Delivered(i) => line(self.epochs, i) + 1,
             Page::Tima(server) => line(self.vcpus, server),
-            Page::Icp(server) => line(self.vcpus, server) + WORD,
-            Page::PendingRoot(server) => line(self.vcpus, server) + 2 * WORD,
+            Page::Icp(server) => line(self.vcpus, server) + 1,
+            Page::PendingRoot(server) => line(self.vcpus, server) + 2,
             Page::CommonRoot => self.common_root,
             Page::PendingMid(i) => w(self.mids, i),
             Page::PendingLeaf(i) => w(self.leaves, i),
             Page::EndCursor(end) => line(self.cursors, end),
-            Page::Source(lisn) => w(self.source_words, lisn),
+            Page::Source(lisn) => w(self.source_words, strewn(lisn, self.stride)),
             Page::IcsSource(i) => w(self.ics_words, i),
         }
     }
 }
 
-// The fixed points of layout 1. A change here is a new layout version.
+/// The place of a number: each block is taken in steps of `stride`, over and over.
+#[inline]
+fn strewn(number: u32, stride: u32) -> u32 {
+    const IN_BLOCK: u32 = BLOCK - 1;
+    (number & !IN_BLOCK) | (number.wrapping_mul(stride) & IN_BLOCK)
+}
+
+// The fixed points of layouts 1 and 2. A change here is a new layout version.
 const _: () = {
+    assert!(BLOCK == 4096 && STRIDE == 17);
     assert!(HEADER_BYTES == 4096 && JOURNAL_BYTES == 4096 && RUN_BYTES == 4096);
     assert!(LINE == 128 && REPLY_WORDS as u64 * WORD == LINE);
     assert!(ZONE_ALIGN.is_multiple_of(HEADER_BYTES));
@@ -307,5 +369,52 @@ mod tests {
         assert_eq!(g.table_offset(Table::EndConfig(0, 0, 0)), 0x12180);
         assert_eq!(g.page_offset(Page::Epoch(0)), 0x1000);
         assert_eq!((g.tables_size(), g.pages_size()), (0x20000, 0x40000));
+    }
+
+    #[test]
+    fn source_words_take_each_place_once_in_every_layout() {
+        for layout in LAYOUT_MIN..=LAYOUT_VERSION {
+            for sources in [16, 64, 4095, 4096, 4097, 0x2000, 100_000] {
+                let g = Geometry::in_layout(layout, sources, 16, 1).unwrap();
+                let area = g.source_words * WORD..g.ics_words * WORD;
+                let mut places: Vec<u64> = (0..sources)
+                    .map(|l| g.page_offset(Page::Source(l)))
+                    .collect();
+                assert!(places.iter().all(|p| area.contains(p) && p % WORD == 0));
+                places.sort_unstable();
+                places.dedup();
+                assert_eq!(
+                    places.len(),
+                    sources as usize,
+                    "{sources} in layout {layout}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_sources_with_near_numbers_are_in_different_lines() {
+        let g = Geometry::new(0x3000, 0x1000, 1).unwrap();
+        let line = |lisn| g.page_offset(Page::Source(lisn)) / LINE;
+        for lisn in 0..0x3000u32 {
+            for near in lisn + 1..(lisn + 241).min(0x3000) {
+                assert_ne!(line(lisn), line(near), "{lisn} and {near}");
+            }
+        }
+    }
+
+    #[test]
+    fn layout_1_keeps_source_words_in_order() {
+        let g = Geometry::in_layout(1, 100, 16, 1).unwrap();
+        let at = |lisn| g.page_place(Page::Source(lisn)) - g.source_words;
+        assert!((0..100).all(|lisn| at(lisn) == u64::from(lisn)));
+        assert_eq!((g.ics_words - g.source_words) * WORD, 7 * LINE);
+    }
+
+    #[test]
+    fn layouts_that_are_unknown_have_no_geometry() {
+        for layout in [0, LAYOUT_VERSION + 1] {
+            assert_eq!(Geometry::in_layout(layout, 64, 16, 1), None);
+        }
     }
 }

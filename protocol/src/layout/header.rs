@@ -109,6 +109,20 @@ impl State {
     /// From a word. A word that no daemon writes reads as a closed gate.
     #[inline]
     pub fn from_word(word: u64) -> Self {
+        // Every transition asks: looked up, not worked out.
+        static STATES: [State; 64] = {
+            let mut states = [State::decode(0); 64];
+            let mut word = 0;
+            while word < states.len() {
+                states[word] = State::decode(word as u64);
+                word += 1;
+            }
+            states
+        };
+        STATES[(word & 63) as usize]
+    }
+
+    const fn decode(word: u64) -> Self {
         let gate = match (word >> 2 & 3, word & 3) {
             (1, 1 | 2) => Gate::Open,
             (2, 1 | 2) => Gate::Latch,
@@ -145,12 +159,14 @@ pub enum HeaderError {
     #[error("the memory does not start with the magic PAPRINTC (found {0:#018x})")]
     Magic(u64),
     /// Another layout version.
-    #[error("the memory has layout {found}, this build knows {known}")]
+    #[error("the memory has layout {found}, this build knows {lowest} to {highest}")]
     Layout {
         /// In the memory.
         found: u16,
-        /// In this build.
-        known: u16,
+        /// Lowest that this build goes on with.
+        lowest: u16,
+        /// Highest.
+        highest: u16,
     },
     /// Another plane ABI.
     #[error("the memory has plane ABI {found}, this build runs {lowest} to {highest}")]
@@ -172,14 +188,17 @@ pub enum HeaderError {
     },
 }
 
-/// Checks magic, versions and flags, in this order. Unknown compat flags are nobody's business.
-pub fn check<S: Storage>(storage: &S, own: &Versions) -> Result<(), HeaderError> {
+/// Checks magic, versions and flags, in this order, and tells the layout. Unknown compat flags are nobody's
+/// business.
+pub fn check<S: Storage>(storage: &S, own: &Versions) -> Result<u16, HeaderError> {
     let read = |w| storage.table(Table::Header(w), Ordering::Acquire);
     let magic = read(word::MAGIC);
     if magic != MAGIC {
         return Err(HeaderError::Magic(magic));
     }
-    own.check_memory(read(word::VERSIONS), read(word::INCOMPAT_FLAGS))
+    let versions = read(word::VERSIONS);
+    own.check_memory(versions, read(word::INCOMPAT_FLAGS))?;
+    Ok(versions as u16)
 }
 
 #[cfg(test)]

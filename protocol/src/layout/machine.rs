@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use super::geometry::Geometry;
 use super::header::word;
 use super::storage::{AtomicWord, Storage, Table, TableStorage};
+use crate::LAYOUT_VERSION;
 
 /// Header words that a machine takes.
 pub const MACHINE_WORDS: u32 = 6;
@@ -120,14 +121,19 @@ impl Machine {
         }
     }
 
-    /// Its offsets; `None` if it asks for what no layout has.
+    /// Its offsets in new memory; `None` if it asks for what no layout has.
     ///
     /// Also refused: an `hv_prio` out of 1..=7, more servers than IPI numbers below `xics_base`.
     pub fn geometry(&self) -> Option<Geometry> {
+        self.geometry_in(LAYOUT_VERSION)
+    }
+
+    /// Its offsets in memory of a layout; `None` also if that is unknown.
+    pub fn geometry_in(&self, layout: u16) -> Option<Geometry> {
         let ipis_fit = !self.ic_mode.has_xive() || self.servers <= self.xics_base;
         let prio_ok = (1..=7).contains(&self.hv_prio);
         if ipis_fit && prio_ok {
-            Geometry::new(self.sources, self.xics_base, self.servers)
+            Geometry::in_layout(layout, self.sources, self.xics_base, self.servers)
         } else {
             None
         }

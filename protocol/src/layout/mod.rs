@@ -15,6 +15,7 @@ pub mod geometry;
 pub mod header;
 pub mod machine;
 pub mod mapped;
+pub mod membarrier;
 pub mod plain;
 #[cfg(feature = "crash-points")]
 pub mod probe;

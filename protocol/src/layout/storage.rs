@@ -8,7 +8,10 @@
 //! [`Geometry`](super::Geometry) before it builds one. An index out of range panics (a defect of
 //! ours, never memory corruption).
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
+
+use super::geometry::Geometry;
 
 /// One atomic u64, as `std::sync::atomic::AtomicU64` offers it.
 pub trait AtomicWord {
@@ -100,6 +103,25 @@ pub trait Storage {
     /// `fence(SeqCst)`: the two halves of a store-buffer pattern (Dekker) each have one.
     fn fence(&self);
 
+    /// The fence of a thread that has made its epoch odd and is about to read the state word. May leave the work to
+    /// [`fence_everywhere`](Self::fence_everywhere).
+    #[inline]
+    fn fence_inside(&self) {
+        self.fence();
+    }
+
+    /// A fence here and of every thread that relies on it in [`fence_inside`](Self::fence_inside), in this process or
+    /// another. `false`: it could not be had; to be tried again.
+    #[must_use]
+    fn fence_everywhere(&self) -> bool;
+
+    /// A fence whose own side has written nothing since its last read-modify-write, which is a fence already on some
+    /// machines. It orders what came before that with what comes after.
+    #[inline]
+    fn fence_after_rmw(&self) {
+        self.fence();
+    }
+
     /// Called with a growing count while a transition waits for another thread. Spins, then yields.
     fn relax(&self, spins: u32);
 }
@@ -176,6 +198,17 @@ impl<S: Storage> Storage for std::sync::Arc<S> {
         (**self).fence();
     }
     #[inline]
+    fn fence_inside(&self) {
+        (**self).fence_inside();
+    }
+    fn fence_everywhere(&self) -> bool {
+        (**self).fence_everywhere()
+    }
+    #[inline]
+    fn fence_after_rmw(&self) {
+        (**self).fence_after_rmw();
+    }
+    #[inline]
     fn relax(&self, spins: u32) {
         (**self).relax(spins);
     }
@@ -188,13 +221,28 @@ impl<S: TableStorage> TableStorage for std::sync::Arc<S> {
     }
 }
 
-/// Words that lie next to each other, for who goes through all of them. Indices are those of one kind, which has a
-/// word each: sources, EAS, bitmaps, leaves.
+/// Words that lie next to each other, for who goes through all of them.
 pub trait Contiguous: TableStorage {
-    /// So many words of `pages`.
+    /// So many words of `pages`, of a kind that has a word each: XICS sources, leaves. Of XIVE sources see
+    /// [`sources`](Self::sources).
     fn pages(&self, from: Page, count: u32) -> &[Self::Word];
-    /// So many words of `tables`.
+    /// So many words of `tables`, of a kind that has a word each: EAS, bitmaps.
     fn tables(&self, from: Table, count: u32) -> &[Self::Word];
+
+    /// The words of XIVE sources: from a number on, so many that none is beyond a multiple of 4,096.
+    #[inline]
+    fn sources<'a>(
+        &'a self,
+        geometry: &'a Geometry,
+        numbers: Range<u32>,
+    ) -> impl Iterator<Item = &'a Self::Word>
+    where
+        Self::Word: 'a,
+    {
+        let block = geometry.block_of(numbers.start);
+        let words = self.pages(Page::Source(block.start), block.end - block.start);
+        numbers.map(|lisn| &words[geometry.place_in_block(lisn)])
+    }
 }
 
 impl<S: Contiguous> Contiguous for std::sync::Arc<S> {

@@ -1,22 +1,19 @@
 //! Both controllers of one machine behind one door: the active one runs the transition.
 //!
 //! [`Controller`] looks at the state word once and runs what it says: the active mode, the gate.
-//! [`Plane`] adds what a thread of the VMM needs around it: its epoch, and the answer "not here".
-//! The daemon, which waits for epochs but has none, uses the controller directly.
+//! A thread of the VMM has its epoch around it ([`Thread`]); the daemon, which waits for epochs but has none, uses
+//! it directly. [`Plane`] holds what both are made of.
 
 use std::sync::atomic::Ordering;
 
 use super::LevelInput;
-use super::epoch::Inside;
 use super::host::Host;
+use super::thread::Thread;
 use super::xics::Xics;
 use super::xive::Xive;
-use crate::layout::header::{Executor, Gate, Mode, State};
+use crate::layout::header::{Gate, Mode, State};
 use crate::layout::words::{ics, source};
 use crate::layout::{AtomicWord, Geometry, IcMode, Machine, Page, Storage};
-use crate::papr::codes::RtasCall;
-use crate::papr::dispatch;
-use crate::papr::xics::RtasReply;
 
 /// Where an operation of a guest or a device went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +53,25 @@ pub struct Controller<'a, S, H> {
     storage: &'a S,
 }
 
-impl<S: Storage, H: Host> Controller<'_, S, H> {
+impl<'a, S: Storage, H: Host> Controller<'a, S, H> {
+    /// Reads the state word.
+    #[inline]
+    pub(super) fn new(
+        storage: &'a S,
+        host: &'a H,
+        machine: &'a Machine,
+        geometry: &'a Geometry,
+    ) -> Self {
+        Self {
+            xics: Xics::new(storage, host, machine, geometry),
+            xive: Xive::new(storage, host, machine, geometry),
+            machine,
+            geometry,
+            state: State::read(storage),
+            storage,
+        }
+    }
+
     /// One event of a device on `lisn`.
     #[inline]
     pub fn trigger(&self, lisn: u32) {
@@ -232,16 +247,20 @@ pub struct Plane<S, H> {
     geometry: Geometry,
 }
 
-impl<S: Storage, H: Host> Plane<S, H> {
-    /// The plane of `machine` on `storage`; `None` if the machine has no geometry.
+impl<S: Storage, H> Plane<S, H> {
+    /// The plane of `machine` on new memory; `None` if the machine has no geometry.
     pub fn new(storage: S, host: H, machine: Machine) -> Option<Self> {
         let geometry = machine.geometry()?;
-        Some(Self {
+        Some(Self::on(storage, host, machine, geometry))
+    }
+    /// The plane of `machine` on `storage`, which has its words where `geometry` says.
+    pub fn on(storage: S, host: H, machine: Machine, geometry: Geometry) -> Self {
+        Self {
             storage,
             host,
             machine,
             geometry,
-        })
+        }
     }
     /// The words.
     pub fn storage(&self) -> &S {
@@ -264,135 +283,30 @@ impl<S: Storage, H: Host> Plane<S, H> {
         State::read(&self.storage)
     }
 
+    /// Both controllers at the present state, on another host than the plane's own.
+    #[inline]
+    pub fn controller_on<'a, T: Host>(&'a self, host: &'a T) -> Controller<'a, S, T> {
+        Controller::new(&self.storage, host, &self.machine, &self.geometry)
+    }
+
+    /// As [`thread`](Self::thread), on another host than the plane's own.
+    #[inline]
+    pub fn thread_on<'a, T: Host>(&'a self, host: &'a T, epoch: u32) -> Thread<'a, S, T> {
+        Thread::new(&self.storage, host, &self.machine, &self.geometry, epoch)
+    }
+}
+
+impl<S: Storage, H: Host> Plane<S, H> {
     /// Both controllers at the present state. For an executor without an epoch: the daemon.
     #[inline]
     pub fn controller(&self) -> Controller<'_, S, H> {
-        Controller {
-            xics: Xics::new(&self.storage, &self.host, &self.machine, &self.geometry),
-            xive: Xive::new(&self.storage, &self.host, &self.machine, &self.geometry),
-            machine: &self.machine,
-            geometry: &self.geometry,
-            state: self.state(),
-            storage: &self.storage,
-        }
+        self.controller_on(&self.host)
     }
 
-    /// Counts an interrupt that a vCPU accepted. For people.
+    /// What a thread of the VMM with epoch slot `epoch` runs. No other thread uses the slot now.
     #[inline]
-    fn count_delivered(&self, epoch: u32) {
-        let word = self.storage.page(Page::Delivered(epoch));
-        // Relaxed, and no read-modify-write: the thread's own word, in the line of its epoch; readers
-        // only add the words of all threads up.
-        let so_far = word.load(Ordering::Relaxed);
-        word.store(so_far.wrapping_add(1), Ordering::Relaxed);
-    }
-
-    /// Runs `f` in the epoch of the calling thread, if the front-end is the executor.
-    #[inline]
-    fn device<T>(&self, epoch: u32, f: impl FnOnce(&Controller<'_, S, H>) -> T) -> Outcome<T> {
-        let inside = Inside::enter(&self.storage, epoch);
-        let controller = self.controller();
-        let outcome = match (controller.state.gate, controller.state.executor) {
-            (Gate::Closed, _) | (_, Executor::Daemon) => Outcome::Elsewhere,
-            _ => Outcome::Done(f(&controller)),
-        };
-        drop(inside);
-        outcome
-    }
-
-    /// As `device`, for what a guest does: not while the gate is latched.
-    #[inline]
-    fn guest<T>(
-        &self,
-        epoch: u32,
-        f: impl FnOnce(&Controller<'_, S, H>) -> Option<T>,
-    ) -> Outcome<T> {
-        let ran = self.device(epoch, |c| match c.state.gate {
-            Gate::Open => f(c).map_or(Outcome::Elsewhere, Outcome::Done),
-            _ => Outcome::Latched,
-        });
-        match ran {
-            Outcome::Done(outcome) => outcome,
-            Outcome::Elsewhere => Outcome::Elsewhere,
-            Outcome::Latched => Outcome::Latched,
-        }
-    }
-
-    /// One event of a device. Recorded while the gate is latched; never `Latched`.
-    pub fn trigger(&self, epoch: u32, lisn: u32) -> Outcome<()> {
-        self.device(epoch, |c| c.trigger(lisn))
-    }
-
-    /// A device's level changed. Recorded while the gate is latched; never `Latched`.
-    pub fn set_level(&self, epoch: u32, lisn: u32, input: LevelInput, level: bool) -> Outcome<()> {
-        self.device(epoch, |c| c.set_level(lisn, input, level))
-    }
-
-    /// A guest's load at `offset` of the ESB space. 0 while XICS is active.
-    pub fn esb_load(&self, epoch: u32, offset: u64, size: u8) -> Outcome<u64> {
-        self.guest(epoch, |c| Some(dispatch::esb_load(c, offset, size)))
-    }
-
-    /// A guest's store in the ESB space. Ignored while XICS is active.
-    pub fn esb_store(&self, epoch: u32, offset: u64, size: u8, value: u64) -> Outcome<()> {
-        self.guest(epoch, |c| {
-            dispatch::esb_store(c, offset, size, value);
-            Some(())
-        })
-    }
-
-    /// A load of vCPU `server` at `offset` of the TIMA space. 0 while XICS is active.
-    pub fn tima_load(&self, epoch: u32, server: u32, offset: u64, size: u8) -> Outcome<u64> {
-        let loaded = self.guest(epoch, |c| {
-            Some(dispatch::tima_load(c, server, offset, size))
-        });
-        if let Outcome::Done(value) = &loaded
-            && dispatch::load_accepted(offset, size, *value)
-        {
-            self.count_delivered(epoch);
-        }
-        loaded
-    }
-
-    /// A store of vCPU `server` in the TIMA space. Ignored while XICS is active.
-    pub fn tima_store(
-        &self,
-        epoch: u32,
-        server: u32,
-        offset: u64,
-        size: u8,
-        value: u64,
-    ) -> Outcome<()> {
-        self.guest(epoch, |c| {
-            dispatch::tima_store(c, server, offset, size, value);
-            Some(())
-        })
-    }
-
-    /// A hypercall of vCPU `server`; `args` are r4 to r12, changed as the call says, and r3 comes
-    /// back. An opcode that is not an interrupt call gets H_FUNCTION.
-    pub fn hcall(
-        &self,
-        epoch: u32,
-        server: u32,
-        opcode: u64,
-        args: &mut [u64; 9],
-        time_base: u64,
-    ) -> Outcome<i64> {
-        let answered = self.guest(epoch, |c| {
-            dispatch::local_hcall(c, server, opcode, args, time_base)
-        });
-        if let Outcome::Done(r3) = &answered
-            && dispatch::hcall_accepted(opcode, *r3, args)
-        {
-            self.count_delivered(epoch);
-        }
-        answered
-    }
-
-    /// An RTAS call. Only ibm,get-xive runs here.
-    pub fn rtas(&self, epoch: u32, call: RtasCall, args: &[u32], nret: u32) -> Outcome<RtasReply> {
-        self.guest(epoch, |c| dispatch::local_rtas(c, call, args, nret))
+    pub fn thread(&self, epoch: u32) -> Thread<'_, S, H> {
+        self.thread_on(&self.host, epoch)
     }
 
     /// The external-interrupt line of a vCPU.

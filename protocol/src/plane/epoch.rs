@@ -6,10 +6,11 @@
 //!
 //! | | first | then |
 //! |---|---|---|
-//! | thread | store odd epoch | `fence`, read the state word |
-//! | daemon | store the state word | `fence`, read the epochs |
+//! | thread | store odd epoch | `fence_inside`, read the state word |
+//! | daemon | store the state word | `fence_everywhere`, read the epochs |
 //!
-//! The two fences are the two halves of a store-buffer pattern: at least one side sees the other.
+//! The two fences are the two halves of a store-buffer pattern: at least one side sees the other. Entering is
+//! frequent and waiting is rare, so the daemon can pay for both ([`crate::layout::membarrier`]).
 
 use std::sync::atomic::Ordering;
 
@@ -29,8 +30,8 @@ impl<'a, S: Storage> Inside<'a, S> {
         // Relaxed: the thread's own word, which nobody else writes.
         let odd = word.load(Ordering::Relaxed) | 1;
         word.store(odd, Ordering::Relaxed);
-        // Pairs with the fence in `GracePeriod::begin`.
-        storage.fence();
+        // Pairs with the fence in `GracePeriod::poll`.
+        storage.fence_inside();
         Self { word, odd }
     }
 }
@@ -47,37 +48,54 @@ impl<S: Storage> Drop for Inside<'_, S> {
 /// A wait for the transitions under way.
 #[derive(Debug)]
 pub struct GracePeriod {
-    waiting: Vec<(u32, u64)>,
+    epochs: u32,
+    /// Those inside when it began; none known before the fence.
+    waiting: Option<Vec<(u32, u64)>>,
 }
 
 impl GracePeriod {
     /// Starts the wait. The caller has stored the state word that new transitions are to see.
     pub fn begin<S: Storage>(storage: &S, geometry: &Geometry) -> Self {
+        let mut period = Self {
+            epochs: geometry.epochs(),
+            waiting: None,
+        };
+        period.look(storage);
+        period
+    }
+
+    /// Who is inside. Nobody knows before every thread has passed a fence.
+    fn look<S: Storage>(&mut self, storage: &S) {
         // Pairs with the fence in `Inside::enter`.
-        storage.fence();
-        let waiting = (0..geometry.epochs())
+        if !storage.fence_everywhere() {
+            return;
+        }
+        let waiting = (0..self.epochs)
             .map(|epoch| {
-                (
-                    epoch,
-                    storage.page(Page::Epoch(epoch)).load(Ordering::Acquire),
-                )
+                let word = storage.page(Page::Epoch(epoch));
+                (epoch, word.load(Ordering::Acquire))
             })
             .filter(|(_, seen)| seen & 1 == 1)
             .collect();
-        Self { waiting }
+        self.waiting = Some(waiting);
     }
 
-    /// `true` once every transition seen by `begin` is over.
+    /// `true` once every transition that had begun is over.
     pub fn poll<S: Storage>(&mut self, storage: &S) -> bool {
+        if self.waiting.is_none() {
+            self.look(storage);
+        }
+        let Some(waiting) = &mut self.waiting else {
+            return false;
+        };
         // Acquire pairs with the Release in `Inside::drop`.
-        self.waiting
-            .retain(|(e, seen)| storage.page(Page::Epoch(*e)).load(Ordering::Acquire) == *seen);
-        self.waiting.is_empty()
+        waiting.retain(|(e, seen)| storage.page(Page::Epoch(*e)).load(Ordering::Acquire) == *seen);
+        waiting.is_empty()
     }
 
     /// Epoch slots still waited for, for the log.
     pub fn stragglers(&self) -> impl Iterator<Item = u32> {
-        self.waiting.iter().map(|(epoch, _)| *epoch)
+        self.waiting.iter().flatten().map(|(epoch, _)| *epoch)
     }
 }
 

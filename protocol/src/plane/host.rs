@@ -20,11 +20,17 @@ pub enum LockOwner {
 /// An executor of transitions.
 pub trait Host {
     /// Writes one event queue entry, big-endian, at guest physical address `gpa` (a multiple of 4)
-    /// and marks the page dirty. `false`: no RAM there, nothing written.
+    /// and marks the page dirty, unless [`entry_stored`](Self::entry_stored) does. `false`: no RAM there, nothing written.
     ///
     /// Called under an END lock: it must not block, fault in a way that waits, or call out. The store
     /// may be relaxed; the plane's own orderings publish it.
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool;
+
+    /// The entry written at `gpa` lies behind a full fence: a mark of its page that is seen now need not be made again.
+    /// Called in the same transition, with no lock held.
+    fn entry_stored(&self, gpa: u64) {
+        let _ = gpa;
+    }
 
     /// "Look again at the line of `server`." Called after its word changed, with no lock held.
     fn kick(&self, server: u32);
@@ -62,6 +68,9 @@ pub trait Host {
 impl<H: Host + ?Sized> Host for &H {
     fn write_queue_entry(&self, gpa: u64, entry: u32) -> bool {
         (**self).write_queue_entry(gpa, entry)
+    }
+    fn entry_stored(&self, gpa: u64) {
+        (**self).entry_stored(gpa);
     }
     fn kick(&self, server: u32) {
         (**self).kick(server);

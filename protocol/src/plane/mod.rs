@@ -2,7 +2,8 @@
 //!
 //! * [`xive`]: source → router → presenter.
 //! * [`xics`]: sources (ICS) and presentation controllers (ICP).
-//! * [`controller`]: both behind one door, with mode, gate and epoch.
+//! * [`controller`]: both behind one door, with mode and gate.
+//! * [`thread`]: what a thread of the VMM runs, each call inside its epoch.
 //! * [`epoch`]: how machine-wide operations wait for transitions under way.
 //! * [`host`]: what a transition needs from outside.
 //!
@@ -12,6 +13,7 @@
 pub mod controller;
 pub mod epoch;
 pub mod host;
+pub mod thread;
 pub mod xics;
 pub mod xive;
 

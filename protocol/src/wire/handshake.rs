@@ -11,6 +11,13 @@ pub mod verdict {
     pub const DEMOTE: u32 = 1;
 }
 
+/// Feature bits of HELLO. A bit counts if both sides have it.
+pub mod feature {
+    /// The front-end's threads take part in `membarrier(2)` (global, expedited) and enter transitions without a
+    /// fence. The daemon issues one where it waits for transitions ([P-3]).
+    pub const MEMBARRIER: u32 = 1;
+}
+
 /// State of a daemon, as HELLO and the config block report it.
 pub mod state {
     /// No machine yet.
@@ -58,7 +65,7 @@ wire_structs! {
         pub plane_abi: u16,
         /// Zero.
         pub zero: u16,
-        /// Feature bits; none are defined in version 1.
+        /// [`feature`] bits.
         pub features: u32,
         /// Generation of the memory it holds, 0 if none.
         pub generation: u64,
@@ -74,7 +81,7 @@ wire_structs! {
         pub layout: u16,
         /// [`verdict`].
         pub verdict: u32,
-        /// Feature bits that both sides have.
+        /// [`feature`] bits that both sides have.
         pub features: u32,
         /// Largest body it reads.
         pub max_body: u32,

@@ -238,6 +238,9 @@ impl Storage for Memory {
         word(Key::Table(at)).load(order)
     }
     fn fence(&self) {}
+    fn fence_everywhere(&self) -> bool {
+        true
+    }
     /// `spins` is 0 in the first round of a wait, as the plane counts.
     fn relax(&self, spins: u32) {
         let again = RUN.with_borrow_mut(|run| {

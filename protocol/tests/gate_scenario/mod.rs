@@ -270,7 +270,7 @@ pub fn triggers(name: &'static str, epoch: u32, times: usize) -> Thread {
     (0..times).fold(Thread::new(name), |thread, _| {
         thread.op("trigger", move |cx| {
             cx.ghost(|g| g[UNSERVED] = 1);
-            if vmm().trigger(epoch, MSI) == Outcome::Elsewhere {
+            if vmm().thread(epoch).trigger(MSI) == Outcome::Elsewhere {
                 word(MESSAGES).fetch_add(1, Relaxed);
             }
             Then::Next
@@ -288,7 +288,7 @@ pub fn levels(
     levels.iter().fold(Thread::new(name), |thread, &level| {
         thread.op(if level { "raise" } else { "lower" }, move |cx| {
             cx.ghost(|g| g[UNSERVED + 1] = level.into());
-            let done = vmm().set_level(epoch, LSI, input, level);
+            let done = vmm().thread(epoch).set_level(LSI, input, level);
             assert_eq!(done, Outcome::Done(()));
             Then::Next
         })

@@ -156,6 +156,10 @@ impl Storage for LoomStorage {
             loom::sync::atomic::fence(Ordering::SeqCst);
         }
     }
+    fn fence_everywhere(&self) -> bool {
+        self.fence();
+        true
+    }
     fn relax(&self, _: u32) {
         loom::thread::yield_now();
     }

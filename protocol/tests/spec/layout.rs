@@ -143,6 +143,7 @@ fn fixed_points_are_the_geometrys() {
         p(Page::PendingRoot(0)),
         p(Page::EndCursor(0)),
         p(Page::Source(0)),
+        p(Page::Source(0x1001)),
         p(Page::IcsSource(0)),
         p(Page::CommonRoot),
         p(Page::PendingMid(0)),
@@ -193,9 +194,16 @@ fn offsets_follow_the_rules_of_the_text() {
             at = (at + bytes).next_multiple_of(128);
             start
         };
-        let pages = [128 * (v + 1024), 128 * v, 128 * e, 8 * n, 8 * x, 8];
+        let words = 32_768 * n.div_ceil(4096);
+        let pages = [128 * (v + 1024), 128 * v, 128 * e, words, 8 * x, 8];
         let starts = pages.map(&mut area);
         assert_eq!(starts[2], g.page_offset(Page::EndCursor(0)));
+        for lisn in [0, 1, n / 2, n - 1] {
+            let r = lisn % 4096;
+            let place = lisn - r + 17 * r % 4096;
+            let at = g.page_offset(Page::Source(lisn as u32));
+            assert_eq!(at, starts[3] + 8 * place, "{lisn}");
+        }
         assert_eq!(starts[4], g.page_offset(Page::IcsSource(0)));
         assert_eq!(starts[5], g.page_offset(Page::CommonRoot));
         let mids = area(8 * leaves.div_ceil(64));
@@ -203,6 +211,17 @@ fn offsets_follow_the_rules_of_the_text() {
         assert_eq!(mids, g.page_offset(Page::PendingMid(0)));
         assert_eq!(leaf, g.page_offset(Page::PendingLeaf(0)));
     }
+}
+
+/// All that layout 1 differs in.
+#[test]
+fn layout_1_has_source_words_in_order() {
+    assert!(page().says("**Layout 1** differs in this only"));
+    let g = Geometry::in_layout(1, 100, 17, 3).unwrap();
+    let first = g.page_offset(Page::Source(0));
+    assert_eq!(g.page_offset(Page::Source(99)), first + 8 * 99);
+    let area = (8 * 100u64).next_multiple_of(128);
+    assert_eq!(g.page_offset(Page::IcsSource(0)), first + area);
 }
 
 /// `63:38` or `48`, of a mask of adjacent bits.

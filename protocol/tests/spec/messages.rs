@@ -215,13 +215,14 @@ fn payload_tables_are_the_structures() {
 fn limits_and_constants_are_the_codes() {
     use papr_intc_protocol::layout::geometry::{MAX_SERVERS, MAX_SOURCES};
     use papr_intc_protocol::wire::*;
-    use papr_intc_protocol::{LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
+    use papr_intc_protocol::{LAYOUT_MIN, LAYOUT_VERSION, PLANE_ABI, PROTOCOL_VERSION};
     let page = Page::of(1);
     assert_eq!(
-        (PROTOCOL_VERSION, LAYOUT_VERSION, PLANE_ABI, REPLAY),
-        (1, 1, 1, 1)
+        (PROTOCOL_VERSION, LAYOUT_MIN, LAYOUT_VERSION, PLANE_ABI),
+        (1, 1, 2, 1)
     );
-    assert!(page.says("**protocol** 1") && page.says("**layout** 1"));
+    assert_eq!(REPLAY, 1);
+    assert!(page.says("**protocol** 1") && page.says("**layout** 2"));
     assert!(page.says("**plane ABI** 1") && page.says("flags: bit 0 = REPLAY"));
     assert_eq!(
         (FEATURE_PAPR_MESSAGES, HEADER_BYTES, PAPR_CODES),

@@ -71,6 +71,9 @@ impl Storage for Faulty {
         Memory.table(at, order)
     }
     fn fence(&self) {}
+    fn fence_everywhere(&self) -> bool {
+        true
+    }
     fn relax(&self, spins: u32) {
         Memory.relax(spins);
     }

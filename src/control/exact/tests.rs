@@ -125,6 +125,9 @@ impl Storage for Shared {
         self.table_word(at).load(order)
     }
     fn fence(&self) {}
+    fn fence_everywhere(&self) -> bool {
+        true
+    }
     fn relax(&self, _: u32) {}
 }
 

@@ -26,6 +26,7 @@ fn with_byte(icp: u64, shift: u32, byte: u8) -> u64 {
 }
 
 /// XISR and its priority.
+#[inline]
 pub(super) fn with_presented(icp: u64, number: u32, priority: u8) -> u64 {
     with_byte(icp, PP_SHIFT, priority) & !XISR | u64::from(number) & XISR
 }
@@ -87,6 +88,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
 
     /// What follows a swap that takes `old`'s XISR out of the ICP of `server`, leaving `new`: a
     /// displaced source gets its token back. Journals it, so call it right before the swap.
+    #[inline]
     pub(super) fn displace(&self, token: u32, old: u64, server: u32, new: u64) -> Work {
         let Some(victim) = self.presented(old) else {
             if token != 0 {

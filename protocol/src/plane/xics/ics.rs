@@ -49,11 +49,12 @@ fn with_bit(word: u64, bit: u64, on: bool) -> u64 {
 impl<S: Storage, H: Host> Xics<'_, S, H> {
     /// An MSI: one event of `irq`. Ignored for LSIs and for numbers that XICS does not serve; events
     /// of a number that nobody claimed are dropped.
+    #[inline]
     pub fn trigger(&self, irq: u32) {
         let Some(n) = self.source_of(irq) else { return };
         // Relaxed: the kind of a claimed number never changes, and `deliver` looks at the rest.
         if self.source_word(n).load(Relaxed) & LSI == 0 {
-            self.settle(Work::Deliver(n));
+            self.settle(self.deliver(n));
         }
         self.close();
     }
@@ -120,6 +121,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// A token in hand: presents its source, or gives it back.
+    #[inline]
     pub(super) fn deliver(&self, n: Source) -> Work {
         let source = self.source_word(n);
         // Acquire, this load and the next two: set-xive swaps the source, then moves the tag of the
@@ -235,6 +237,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
 
     /// The EOI of a source. Of an MSI: nothing. Of an LSI: it may be sent again; a level from irqfds
     /// falls, and their resamplefds are due.
+    #[inline]
     pub(super) fn end(&self, n: Source) -> Work {
         let source = self.source_word(n);
         for _ in 0..self.attempts() {

@@ -39,6 +39,7 @@ pub(super) struct Walk {
 
 impl<S: Storage, H: Host> Xics<'_, S, H> {
     /// Mid words a slice covers; 0: there is no mid level.
+    #[inline]
     fn mids_per_slice(&self) -> u32 {
         let leaves = self.geometry.leaves();
         if leaves <= WORD {
@@ -48,6 +49,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
+    #[inline]
     fn slice_of(&self, leaf: u32) -> u32 {
         match self.mids_per_slice() {
             0 => leaf,
@@ -55,6 +57,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
+    #[inline]
     fn first_leaf_of(&self, slice: u32) -> u32 {
         match self.mids_per_slice() {
             0 => slice,
@@ -63,6 +66,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
     }
 
     /// The root in which `server` looks; `None`: no such server.
+    #[inline]
     fn root(&self, server: u32) -> Option<&S::Word> {
         if self.rules.common_root {
             Some(self.storage.page(Page::CommonRoot))
@@ -75,6 +79,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
 
     /// Sets a bit, and says whether it was clear. Tested first: most often it is set already, and
     /// then the line is not written.
+    #[inline]
     fn set_bit(word: &S::Word, bit: u64) -> bool {
         let clear = word.load(SeqCst) & bit == 0;
         if clear {
@@ -89,7 +94,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         let leaf = n.0 / WORD;
         // Pairs with the fence in `clear_stale`: a leaf bit found set is not cleared by somebody who
         // did not see the source word.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
         Self::set_bit(
             self.storage.page(Page::PendingLeaf(leaf)),
             1 << (n.0 % WORD),
@@ -101,21 +106,22 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         // Pairs with the fence after the root was taken in `walk`: a root bit found set is not taken
         // by a pass that misses the leaf. The ICP's load comes after it too, and pairs with the
         // fence at the start of `walk`.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
         if let Some(root) = self.root(server)
             && Self::set_bit(root, 1 << self.slice_of(leaf))
         {
             // The same pair, for the root bit just set.
-            self.storage.fence();
+            self.storage.fence_after_rmw();
         }
     }
 
     /// Starts a pass of `server`, whose ICP was just swapped; `None`: nothing waits.
+    #[inline]
     pub(super) fn walk(&self, server: u32) -> Option<Walk> {
         let root = self.root(server)?;
         // Opener's half of the look-again pair: ICP swap, fence, root, leaf, source. The giver's:
         // source, leaf, root, fence (`index`), ICP.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
         if root.load(SeqCst) == 0 {
             return None;
         }
@@ -125,7 +131,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         } else {
             let taken = root.swap(0, SeqCst);
             // Pairs with the fence between leaf and root in `index`.
-            self.storage.fence();
+            self.storage.fence_after_rmw();
             taken
         };
         Some(Walk {
@@ -202,7 +208,7 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
             .page(Page::PendingLeaf(n.0 / WORD))
             .fetch_and(!(1 << (n.0 % WORD)), SeqCst);
         // Pairs with the first fence in `index`.
-        self.storage.fence();
+        self.storage.fence_after_rmw();
     }
 
     /// Makes the index anew from the sources. Quiesced; [`evaluate`](Self::evaluate) after it if the vCPUs may

@@ -149,7 +149,15 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
     }
 
     /// Runs the blocks until no work is left in this thread's hands.
-    fn settle(&self, mut work: Work) {
+    #[inline]
+    fn settle(&self, work: Work) {
+        if work != Work::Done {
+            self.settle_all(work);
+        }
+    }
+
+    // By value, as what else is out of line: so the rest of a transition keeps these references in registers.
+    fn settle_all(self, mut work: Work) {
         for _ in 0..self.attempts() {
             work = match work {
                 Work::Done => return,
@@ -162,11 +170,13 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
     }
 
     /// Ends an operation: nothing is held any more.
+    #[inline]
     fn close(&self) {
         self.host.journal(0, 0);
     }
 
     /// How often a block may start over here.
+    #[inline]
     fn attempts(&self) -> u32 {
         match self.host.lock_owner() {
             LockOwner::FrontEnd => u32::MAX,
@@ -182,12 +192,14 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
     }
 
     /// The global number of a source.
+    #[inline]
     fn number(&self, n: Source) -> u32 {
         self.geometry.xics_base() + n.0
     }
 
     /// The source that XISR of an ICP word names; `None` for nothing, the IPI, and numbers that no
     /// source has.
+    #[inline]
     fn presented(&self, icp: u64) -> Option<Source> {
         self.source_of(icp_word::xisr(icp))
     }
@@ -203,6 +215,7 @@ impl<'a, S: Storage, H: Host> Xics<'a, S, H> {
     }
 
     /// Replaces a word if it is still `current`.
+    #[inline]
     fn swap(word: &S::Word, current: u64, new: u64, success: std::sync::atomic::Ordering) -> bool {
         // Acquire on failure: the next attempt starts with a load of its own, which this never
         // weakens.

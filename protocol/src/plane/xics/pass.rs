@@ -17,10 +17,14 @@ use crate::plane::{Host, LockOwner};
 
 impl<S: Storage, H: Host> Xics<'_, S, H> {
     /// The pass of a vCPU whose ICP was just swapped.
+    #[inline]
     pub(super) fn pass(&self, server: u32) {
-        let Some(mut walk) = self.walk(server) else {
-            return;
-        };
+        if let Some(walk) = self.walk(server) {
+            self.pass_along(walk);
+        }
+    }
+
+    fn pass_along(self, mut walk: Walk) {
         while let Some(n) = self.next_source(&mut walk) {
             let work = self.meet(n, &mut walk);
             self.settle(work);

@@ -362,6 +362,9 @@ impl Storage for Scribbled<'_> {
         self.0.table(at, order)
     }
     fn fence(&self) {}
+    fn fence_everywhere(&self) -> bool {
+        true
+    }
     fn relax(&self, _: u32) {}
 }
 

@@ -78,7 +78,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     /// An event of an invalid or masked EAS, or of an END that is not configured, is dropped: the
     /// source stays pending until its EOI (xive.md §3.3). [`Busy`] only if this host is a daemon and a
     /// lock holder does not move; then nothing was queued.
-    #[inline]
+    #[inline(always)]
     pub fn route(&self, lisn: u32) -> Result<(), Busy> {
         for _ in 0..CHASES {
             let Some(end) = self.target_end(self.eas(lisn)) else {
@@ -87,8 +87,17 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             let lock = self.lock_end(end)?;
             let eas = self.eas(lisn);
             if self.target_end(eas) == Some(end) {
-                if self.enqueue(end, eas::eisn(eas), lock) {
+                let (notify, stored) = self.enqueue(end, eas::eisn(eas), lock);
+                if notify {
                     self.present(end >> 3, (end & 7) as u8);
+                }
+                if let Some(gpa) = stored {
+                    match notify {
+                        // The presenter has swapped the ring.
+                        true => self.storage.fence_after_rmw(),
+                        false => self.storage.fence(),
+                    }
+                    self.host.entry_stored(gpa);
                 }
                 return Ok(());
             }
@@ -98,23 +107,22 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
         Ok(())
     }
 
-    /// Writes an entry, advances and unlocks. Returns whether the presenter is to be told.
-    #[inline]
-    fn enqueue(&self, end: u32, eisn: u32, lock: EndLock<'_, S::Word>) -> bool {
+    /// Writes an entry, advances and unlocks. Returns whether the presenter is to be told, and where the entry is.
+    #[inline(always)]
+    fn enqueue(&self, end: u32, eisn: u32, lock: EndLock<'_, S::Word>) -> (bool, Option<u64>) {
         let mut cursor = lock.cursor;
         let Some(queue) = self.queue(end, cursor) else {
             lock.unlock(cursor);
-            return false;
+            return (false, None);
         };
         // The index is a shared word's: reduced to the queue, whatever somebody wrote there.
         let index = cursor & cursor::INDEX & (queue.entries - 1);
         let generation = u32::from(cursor & cursor::GENERATION != 0);
         let entry = generation << 31 | eisn;
+        let gpa = queue.address + 4 * index;
         // A failed write leaves the index and notifies all the same (xive.md §3.4).
-        if self
-            .host
-            .write_queue_entry(queue.address + 4 * index, entry)
-        {
+        let stored = self.host.write_queue_entry(gpa, entry);
+        if stored {
             cursor = advance(cursor & !cursor::INDEX | index, queue.entries);
         }
         let mut notify = true;
@@ -124,12 +132,12 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
             notify = due;
         }
         lock.unlock(cursor);
-        notify
+        (notify, stored.then_some(gpa))
     }
 
     /// Takes the lock of an END. A thread of the VMM waits as long as it takes (a holder waits for
     /// nobody); a daemon gives up after [`PATIENCE`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn lock_end(&self, end: u32) -> Result<EndLock<'_, S::Word>, Busy> {
         let owner = self.host.lock_owner();
         let bits = lock_bits(owner);

@@ -332,7 +332,7 @@ impl<S: Storage, H: Host> Xive<'_, S, H> {
     }
 
     /// Routes an event that the word already counts.
-    #[inline]
+    #[inline(always)]
     fn forward(&self, lisn: u32) {
         let word = self.storage.page(Page::Source(lisn));
         if let Err(Busy) = self.route(lisn) {

@@ -37,9 +37,8 @@ impl<S: Contiguous> Words<'_, S> {
     ) -> Result<(), StreamError> {
         self.save_blocks(touched, checker, out, |held: &mut Held<XiveBlock>| {
             let (mut sources, mut eas) = ([source::RESET; SIZE], [0; SIZE]);
-            let (shared_sources, shared_eas) = self.xive_words(held.w);
-            get(shared_sources, &mut sources);
-            get(shared_eas, &mut eas);
+            get(self.source_words(held.w), &mut sources);
+            get(self.eas_words(held.w), &mut eas);
             held.take(&sources, &eas);
             having(&sources, all(XIVE_INPUT))
         })
@@ -81,18 +80,28 @@ impl<S: Contiguous> Words<'_, S> {
         }
     }
 
-    /// Source words and EAS of block `w`.
+    /// Source words of block `w`.
     #[inline]
-    pub(super) fn xive_words(&self, w: u32) -> (&[S::Word], &[S::Word]) {
+    pub(super) fn source_words(&self, w: u32) -> impl Iterator<Item = &S::Word> {
+        self.storage.sources(self.geometry, self.numbers(w))
+    }
+
+    /// EAS of block `w`.
+    #[inline]
+    pub(super) fn eas_words(&self, w: u32) -> &[S::Word] {
+        let numbers = self.numbers(w);
+        let count = numbers.end - numbers.start;
+        self.storage.tables(Table::Eas(numbers.start), count)
+    }
+
+    fn numbers(&self, w: u32) -> Range<u32> {
         let first = w * u64::BITS;
-        let count = (self.geometry.sources() - first).min(u64::BITS);
-        let sources = self.storage.pages(Page::Source(first), count);
-        (sources, self.storage.tables(Table::Eas(first), count))
+        first..self.geometry.sources().min(first + u64::BITS)
     }
 }
 
 /// Reads words into `values`, of which there are at least as many.
-fn get<W: AtomicWord>(words: &[W], values: &mut [u64]) {
+fn get<'a, W: AtomicWord + 'a>(words: impl IntoIterator<Item = &'a W>, values: &mut [u64]) {
     for (value, word) in values.iter_mut().zip(words) {
         // Acquire: as in `Words::page`.
         *value = word.load(Acquire);

@@ -107,9 +107,8 @@ impl<S: Contiguous> Words<'_, S> {
         let (mut sources, mut eas) = ([0; SIZE], [0; SIZE]);
         held.block.to_words(held.kinds, &mut sources, &mut eas);
         add_inputs(held.first(), inputs, XIVE_INPUT, &mut sources);
-        let (shared_sources, shared_eas) = self.xive_words(held.w);
-        put(shared_eas, &eas);
-        put(shared_sources, &sources);
+        put(self.eas_words(held.w), &eas);
+        put(self.source_words(held.w), &sources);
     }
 
     fn store_icps(&self, icps: &[Icp]) {
@@ -163,8 +162,8 @@ impl<S: Contiguous> Words<'_, S> {
 }
 
 /// Stores `values`, of which there are at least as many.
-fn put<W: AtomicWord>(words: &[W], values: &[u64]) {
-    for (word, value) in words.iter().zip(values) {
+fn put<'a, W: AtomicWord + 'a>(words: impl IntoIterator<Item = &'a W>, values: &[u64]) {
+    for (word, value) in words.into_iter().zip(values) {
         // Acquire and Release: as in `page` and `set_page`.
         if word.load(Acquire) != *value {
             word.store(*value, Release);
