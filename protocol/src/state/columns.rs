@@ -142,7 +142,8 @@ impl<'a, T: Copy + PartialEq + Default> Read<'a, T> {
     }
 }
 
-fn bits(flags: &[(bool, u8)]) -> u8 {
+/// The bits that are on.
+pub(super) fn bits(flags: &[(bool, u8)]) -> u8 {
     flags
         .iter()
         .fold(0, |all, (on, bit)| all | if *on { *bit } else { 0 })
@@ -157,8 +158,9 @@ pub(super) fn known_bytes(
     if flags.iter().fold(0, |any, flags| any | flags) & !mask == 0 {
         return Ok(());
     }
-    let each = flags.iter().map(|flags| known(section, *flags, mask));
-    each.map(|one| one.map(|_| ())).collect()
+    flags
+        .iter()
+        .try_for_each(|flags| known(section, *flags, mask).map(|_| ()))
 }
 
 fn known(section: &'static str, flags: u8, mask: u8) -> Result<u8, StreamError> {

@@ -272,6 +272,13 @@ fn each<A: Copy, B>(to: &mut [B; SIZE], from: &[A; SIZE], of: impl Fn(A) -> B) {
     }
 }
 
+/// Each value of a column with that of another.
+fn add<A: Copy, B: Copy>(to: &mut [A; SIZE], from: &[B; SIZE], with: impl Fn(A, B) -> A) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = with(*to, *from);
+    }
+}
+
 /// Appends the values of `which`.
 fn pick_bytes(values: &[u8; SIZE], which: u64, to: &mut Vec<u8>) {
     if which == u64::MAX {

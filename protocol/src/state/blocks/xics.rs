@@ -5,12 +5,12 @@ use std::ops::Range;
 use prost::bytes::Bytes;
 
 use super::{
-    Block, Held, Kinds, SIZE, each, halves, mask, nonzero, pick_bytes, pick_words, spread,
+    Block, Held, Kinds, SIZE, add, each, halves, mask, nonzero, pick_bytes, pick_words, spread,
     take_bytes, take_words,
 };
 use crate::layout::words::ics;
 use crate::layout::{Geometry, IcMode};
-use crate::state::columns::{XicsSourcesMessage, bad, known_bytes};
+use crate::state::columns::{self, XicsSourcesMessage, bad, known_bytes};
 use crate::state::model::{Kind, XicsSource};
 use crate::state::stream::StreamError;
 use crate::state::validate::{Checker, Invalid};
@@ -74,15 +74,18 @@ impl XicsBlock {
 
     /// Makes source words.
     pub(in crate::state) fn to_words(&self, kinds: Kinds, words: &mut [u64; SIZE]) {
-        let (claimed, lsi) = (spread(kinds.claimed, CLAIMED), spread(kinds.lsi, LSI));
-        let (mut low, mut high) = (self.server, [0; SIZE]);
-        for i in 0..SIZE {
-            low[i] |= u32::from(self.priority[i]) << ics::PRIORITY_SHIFT
-                | u32::from(self.saved[i]) << ics::SAVED_SHIFT;
-        }
-        for i in 0..SIZE {
-            high[i] = self.status[i] << STATUS_SHIFT | claimed[i] | lsi[i];
-        }
+        let mut low = self.server;
+        add(&mut low, &self.priority, |low, priority| {
+            low | u32::from(priority) << ics::PRIORITY_SHIFT
+        });
+        add(&mut low, &self.saved, |low, saved| {
+            low | u32::from(saved) << ics::SAVED_SHIFT
+        });
+        let mut high = spread(kinds.claimed, CLAIMED);
+        add(&mut high, &spread(kinds.lsi, LSI), |high, lsi| high | lsi);
+        add(&mut high, &self.status, |high, status| {
+            high | status << STATUS_SHIFT
+        });
         for ((word, low), high) in words.iter_mut().zip(&low).zip(&high) {
             *word = u64::from(*high) << 32 | u64::from(*low);
         }
@@ -123,9 +126,9 @@ impl Block for XicsBlock {
     fn used(&self, _: Kinds) -> u64 {
         let mut used = [0; SIZE];
         each(&mut used, &self.server, |server| u8::from(server != 0));
-        for i in 0..SIZE {
-            used[i] |= !(self.priority[i] & self.saved[i]) | self.status[i];
-        }
+        add(&mut used, &self.priority, |used, priority| used | !priority);
+        add(&mut used, &self.saved, |used, saved| used | !saved);
+        add(&mut used, &self.status, |used, status| used | status);
         nonzero(&used)
     }
 
@@ -169,9 +172,11 @@ impl Block for XicsBlock {
         self.server[bit] = entry.server.into();
         self.priority[bit] = entry.priority;
         self.saved[bit] = entry.saved;
-        self.status[bit] = u8::from(entry.sent) * SENT
-            | u8::from(entry.rejected) * REJECTED
-            | u8::from(entry.masked_pending) * MASKED_PENDING;
+        self.status[bit] = columns::bits(&[
+            (entry.sent, SENT),
+            (entry.rejected, REJECTED),
+            (entry.masked_pending, MASKED_PENDING),
+        ]);
     }
 
     fn append(&self, which: u64, columns: &mut [Vec<u8>]) {

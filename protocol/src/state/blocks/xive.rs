@@ -5,8 +5,8 @@ use std::ops::Range;
 use prost::bytes::Bytes;
 
 use super::{
-    Block, Held, Kinds, SIZE, each, halves, nonzero, pick_bytes, pick_words, spread, take_bytes,
-    take_words,
+    Block, Held, Kinds, SIZE, add, each, halves, nonzero, pick_bytes, pick_words, spread,
+    take_bytes, take_words,
 };
 use crate::layout::words::{eas, source};
 use crate::layout::{Geometry, IcMode};
@@ -67,9 +67,9 @@ impl XiveBlock {
         each(&mut self.end, &high, |high| high & END);
         each(&mut self.eisn, &low, |low| low & EISN);
         let (mut flags, _) = halves(sources);
-        for (flags, low) in flags.iter_mut().zip(&low) {
-            *flags = *flags & PQ | low >> 31 << MASKED_SHIFT;
-        }
+        add(&mut flags, &low, |word, low| {
+            word & PQ | low >> 31 << MASKED_SHIFT
+        });
         each(&mut self.flags, &flags, |flags| flags as u8);
     }
 
@@ -84,12 +84,10 @@ impl XiveBlock {
         each(&mut flags, &self.flags, u32::from);
         each(sources, &flags, |flags| u64::from(flags & PQ));
         let (mut low, mut high) = (self.eisn, spread(kinds.claimed, VALID));
-        for (low, flags) in low.iter_mut().zip(&flags) {
-            *low |= flags >> MASKED_SHIFT << 31;
-        }
-        for (high, end) in high.iter_mut().zip(&self.end) {
-            *high |= end;
-        }
+        add(&mut low, &flags, |low, flags| {
+            low | flags >> MASKED_SHIFT << 31
+        });
+        add(&mut high, &self.end, |high, end| high | end);
         for ((eas, low), high) in eas.iter_mut().zip(&low).zip(&high) {
             *eas = u64::from(*high) << 32 | u64::from(*low);
         }
@@ -124,14 +122,13 @@ impl Block for XiveBlock {
     }
 
     fn used(&self, kinds: Kinds) -> u64 {
-        let mut routed = [0; SIZE];
-        for ((routed, end), eisn) in routed.iter_mut().zip(&self.end).zip(&self.eisn) {
-            *routed = u8::from(end | eisn != 0);
-        }
+        let mut routing = self.end;
+        add(&mut routing, &self.eisn, |end, eisn| end | eisn);
         let mut used = reset_flags(kinds);
-        for ((used, flags), routed) in used.iter_mut().zip(&self.flags).zip(&routed) {
-            *used = (*used ^ flags) | routed;
-        }
+        add(&mut used, &self.flags, |reset, flags| reset ^ flags);
+        add(&mut used, &routing, |used, routing| {
+            used | u8::from(routing != 0)
+        });
         nonzero(&used)
     }
 
@@ -163,7 +160,7 @@ impl Block for XiveBlock {
     }
 
     fn set(&mut self, bit: usize, entry: &XiveSource) {
-        self.flags[bit] = entry.pq | u8::from(entry.masked) * MASKED;
+        self.flags[bit] = entry.pq | u8::from(entry.masked) << MASKED_SHIFT;
         self.end[bit] = entry.end;
         self.eisn[bit] = entry.eisn;
     }
