@@ -86,6 +86,7 @@ where
     }
 
     /// A shared word itself.
+    #[inline]
     pub fn direct(&self, at: At) -> &S::Word {
         match at {
             At::Page(page) => self.inner.page(page),
@@ -119,11 +120,16 @@ where
     }
 
     /// The word to work on.
+    #[inline]
     fn word(&self, at: At) -> &S::Word {
-        let direct = self.direct(at);
-        if !self.active.get() {
-            return direct;
+        match self.active.get() {
+            true => self.staged(at),
+            false => self.direct(at),
         }
+    }
+
+    fn staged(&self, at: At) -> &S::Word {
+        let direct = self.direct(at);
         let mut copies = self.copies.borrow_mut();
         if let Some(i) = copies.index.get(&at) {
             return &self.slots[*i];
@@ -147,10 +153,12 @@ where
 {
     type Word = S::Word;
 
+    #[inline]
     fn page(&self, at: Page) -> &S::Word {
         self.word(At::Page(at))
     }
 
+    #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
         if self.active.get()
             && let Some(i) = self.copies.borrow().index.get(&At::Table(at))
@@ -177,6 +185,7 @@ impl<S: TableStorage> TableStorage for Staged<S>
 where
     S::Word: From<u64>,
 {
+    #[inline]
     fn table_word(&self, at: Table) -> &S::Word {
         self.word(At::Table(at))
     }
