@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::Ordering;
 
 use papr_intc_protocol::layout::{AtomicWord, Page, Storage, Table, TableStorage};
@@ -29,7 +30,33 @@ pub enum At {
 #[derive(Default)]
 struct Copies {
     words: Vec<(At, u64)>,
-    index: HashMap<At, usize>,
+    index: HashMap<At, usize, BuildHasherDefault<Quick>>,
+}
+
+/// A multiplication for each part of a key: a transition looks at some twenty words. Keys are of words that exist, and
+/// at most [`SLOTS`] of them are kept, whoever chooses them.
+#[derive(Default)]
+struct Quick(u64);
+
+impl Hasher for Quick {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+    fn write_u32(&mut self, part: u32) {
+        self.write_u64(part.into());
+    }
+    fn write_isize(&mut self, part: isize) {
+        self.write_u64(part as u64);
+    }
+    fn write_u64(&mut self, part: u64) {
+        // An odd constant without a pattern; the rotation lets the next part meet the high bits of this one.
+        self.0 = (self.0 ^ part)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// Shared words with a stage before them.
