@@ -112,24 +112,23 @@ where
         copies.index.clear();
         // Relaxed: copies are our own thread's.
         let now = |i: usize| self.slots[i].load(Ordering::Relaxed);
+        let mut changes = Vec::with_capacity(copies.words.len());
         let words = copies.words.drain(..).enumerate();
-        words
-            .filter(|(i, (_, was))| now(*i) != *was)
-            .map(|(i, (at, _))| (at, now(i)))
-            .collect()
+        let changed = words.filter(|(i, (_, was))| now(*i) != *was);
+        changes.extend(changed.map(|(i, (at, _))| (at, now(i))));
+        changes
     }
 
     /// The word to work on.
     fn word(&self, at: At) -> &S::Word {
-        let direct = self.direct(at);
         if !self.active.get() {
-            return direct;
+            return self.direct(at);
         }
         let mut copies = self.copies.borrow_mut();
         if let Some(i) = copies.index.get(&at) {
             return &self.slots[*i];
         }
-        let i = copies.words.len();
+        let (i, direct) = (copies.words.len(), self.direct(at));
         let Some(slot) = self.slots.get(i) else {
             return direct;
         };
