@@ -73,7 +73,7 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
 
 /// Round trips of `ours` and of `echo`, in turns.
 pub fn alternate(budget: Budget, ours: &mut dyn FnMut(), echo: &mut Echo) -> Pairs {
-    let mut pairs = Pairs::default();
+    let mut pairs = Pairs::in_turns(TURN);
     let begun = std::time::Instant::now();
     while begun.elapsed() < budget.time || pairs.ours.len() < TURN {
         pairs.ours.extend((0..TURN).map(|_| timed(&mut *ours)));

@@ -118,11 +118,11 @@ impl Storage for MappedStorage {
     type Word = AtomicU64;
     #[inline]
     fn page(&self, at: Page) -> &AtomicU64 {
-        &self.pages.words()[(self.geometry.page_offset(at) / 8) as usize]
+        &self.pages.words()[self.geometry.page_place(at) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
-        self.tables.words()[(self.geometry.table_offset(at) / 8) as usize].load(order)
+        self.tables.words()[self.geometry.table_place(at) as usize].load(order)
     }
     #[inline]
     fn fence(&self) {
@@ -246,7 +246,7 @@ impl Storage for OwnedStorage {
     type Word = OwnedWord;
     #[inline]
     fn page(&self, at: Page) -> &OwnedWord {
-        &self.0.pages.owned()[(self.0.geometry.page_offset(at) / 8) as usize]
+        &self.0.pages.owned()[self.0.geometry.page_place(at) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
@@ -271,6 +271,6 @@ impl Storage for OwnedStorage {
 
 impl TableStorage for OwnedStorage {
     fn table_word(&self, at: Table) -> &OwnedWord {
-        &self.0.tables.owned()[(self.0.geometry.table_offset(at) / 8) as usize]
+        &self.0.tables.owned()[self.0.geometry.table_place(at) as usize]
     }
 }

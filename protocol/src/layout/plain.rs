@@ -43,7 +43,7 @@ impl Storage for PlainStorage {
     type Word = AtomicU64;
     #[inline]
     fn page(&self, at: Page) -> &AtomicU64 {
-        &self.pages[(self.geometry.page_offset(at) / 8) as usize]
+        &self.pages[self.geometry.page_place(at) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
@@ -65,6 +65,6 @@ impl Storage for PlainStorage {
 impl TableStorage for PlainStorage {
     #[inline]
     fn table_word(&self, at: Table) -> &AtomicU64 {
-        &self.tables[(self.geometry.table_offset(at) / 8) as usize]
+        &self.tables[self.geometry.table_place(at) as usize]
     }
 }
