@@ -25,15 +25,8 @@ const TURN: usize = 20;
 pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
     pin(0);
     let mut row = |path: &str, sizes: [usize; 2], ours: &mut dyn FnMut()| {
-        let mut echo = Echo::start(sizes);
-        let mut times = [Vec::new(), Vec::new()];
-        let begun = std::time::Instant::now();
-        while begun.elapsed() < budget.time || times[0].len() < TURN {
-            times[0].extend((0..TURN).map(|_| timed(&mut *ours)));
-            times[1].extend((0..TURN).map(|_| timed(|| echo.round_trip())));
-        }
-        let [ours, limit] = times;
-        add(Row::new(path, Pairs { ours, limit }, Sense::Max, 1.25).gate());
+        let pairs = alternate(budget, ours, &mut Echo::start(sizes));
+        add(Row::new(path, pairs, Sense::Max, 1.25).gate());
     };
     {
         let rig = start(IcMode::Xive, Executor::FrontEnd);
@@ -76,6 +69,18 @@ pub fn measure(budget: Budget, mut add: impl FnMut(Row)) {
             assert_eq!(done.ok(), Some(0), "H_INT_GET_SOURCE_CONFIG");
         },
     );
+}
+
+/// Round trips of `ours` and of `echo`, in turns.
+pub fn alternate(budget: Budget, ours: &mut dyn FnMut(), echo: &mut Echo) -> Pairs {
+    let mut pairs = Pairs::in_turns(TURN);
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < budget.time || pairs.ours.len() < TURN {
+        pairs.ours.extend((0..TURN).map(|_| timed(&mut *ours)));
+        let back = (0..TURN).map(|_| timed(|| echo.round_trip()));
+        pairs.limit.extend(back);
+    }
+    pairs
 }
 
 fn start(ic_mode: IcMode, executor: Executor) -> Rig {

@@ -29,7 +29,7 @@ pub fn now() -> u64 {
 /// Hops of `ours` and of `limit`, in turns of `turn`.
 pub fn pairs(budget: Budget, turn: usize, cpus: [usize; 2], ours: Sides, limit: Sides) -> Pairs {
     let (mut ours, mut limit) = (ours, limit);
-    let mut pairs = Pairs::default();
+    let mut pairs = Pairs::in_turns(2 * turn);
     let begun = Instant::now();
     while begun.elapsed() < budget.time || pairs.ours.len() < turn {
         pairs.ours.extend(hops(turn, cpus, &mut ours));

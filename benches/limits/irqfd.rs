@@ -106,7 +106,7 @@ impl Seen {
 }
 
 fn pairs(budget: Budget, ours: &dyn Way, limit: &dyn Way) -> Pairs {
-    let mut pairs = Pairs::default();
+    let mut pairs = Pairs::in_turns(TURN);
     let begun = Instant::now();
     let once = |way: &dyn Way| {
         let sent = now();

@@ -6,7 +6,7 @@
 //! | `--quick` | fewer pairs: 20 seconds instead of two minutes |
 //! | `--json FILE` | the table for machines |
 //! | `--plot FILE` | the distributions as SVG |
-//! | `--only TEXT` | the groups whose name contains this: alone, ipi, irqfd, channel, state, scale, parallel, restart, rest, move |
+//! | `--only TEXT` | the groups whose name contains this: alone, ipi, irqfd, channel, state, scale, parallel, restart, rest, peer, move |
 //! | `--gate` | ends with 1 if an aim is missed in a row that is a gate |
 
 mod case;
@@ -18,6 +18,7 @@ mod ipi;
 mod irqfd;
 mod json;
 mod parallel;
+mod peer;
 mod plot;
 mod presenter;
 mod rest;
@@ -93,6 +94,7 @@ fn is_another_process(arguments: &[String]) -> bool {
         [role, sizes @ ..] if role == channel::ECHO => channel::echo(sizes),
         [role, numbers @ ..] if role == rest::REST => rest::rest(numbers),
         [role] if role == irqfd::RELAY => irqfd::relay(),
+        [role] if role == peer::HANDLER => peer::handler(),
         _ => return false,
     }
     true
@@ -143,6 +145,9 @@ fn measure(asked: &Asked) -> Vec<Row> {
     }
     if let Some(resting) = resting {
         resting.end(|row| add(&mut rows, row));
+    }
+    if wanted("peer") {
+        peer::measure(budget(1000, 100));
     }
     if wanted("move") {
         state::stand_still(asked.quick);

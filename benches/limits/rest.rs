@@ -55,6 +55,7 @@ impl Resting {
                 let pairs = Pairs {
                     ours: vec![ours],
                     limit: vec![limit],
+                    turn: 1,
                 };
                 Row::new(
                     &format!("at rest, {sources} sources: {path}"),

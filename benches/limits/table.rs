@@ -32,6 +32,7 @@ impl Row {
             Sense::Min => Pairs {
                 ours: pairs.limit.clone(),
                 limit: pairs.ours.clone(),
+                turn: pairs.turn,
             }
             .ratio(),
         };

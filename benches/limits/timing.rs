@@ -17,6 +17,8 @@ pub enum Sense {
 pub struct Pairs {
     pub ours: Vec<f64>,
     pub limit: Vec<f64>,
+    /// So many samples of one side were taken in a row, and share the machine's mood; 0 is 1.
+    pub turn: usize,
 }
 
 /// A ratio and where it lies with 95 %.
@@ -41,6 +43,14 @@ const RESAMPLES: usize = 1000;
 const MOST: usize = 400;
 
 impl Pairs {
+    /// Empty, for samples that come in turns of so many.
+    pub fn in_turns(turn: usize) -> Self {
+        Self {
+            turn,
+            ..Self::default()
+        }
+    }
+
     /// Takes pairs until the budget is used up. The order within a pair changes from one to the next.
     pub fn take(
         budget: Budget,
@@ -68,14 +78,20 @@ impl Pairs {
     /// Ours over the limit's: a ratio of medians.
     pub fn ratio(&self) -> Ratio {
         let value = median(&mut self.ours.clone()) / median(&mut self.limit.clone());
-        let count = self.ours.len();
+        // What was taken in one turn is one sample: the interval of thousands that go together would be too narrow.
+        let turns = |all: &[f64]| -> Vec<f64> {
+            let turns = all.chunks(self.turn.max(1));
+            turns.map(|turn| median(&mut turn.to_vec())).collect()
+        };
+        let (ours, limit) = (turns(&self.ours), turns(&self.limit));
+        let count = ours.len().min(limit.len());
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
         let mut resampled: Vec<f64> = (0..RESAMPLES)
             .map(|_| {
                 let picks: Vec<usize> = (0..count).map(|_| dice.below(count)).collect();
                 let of =
                     |from: &[f64]| median(&mut picks.iter().map(|i| from[*i]).collect::<Vec<_>>());
-                of(&self.ours) / of(&self.limit)
+                of(&ours) / of(&limit)
             })
             .collect();
         resampled.sort_by(f64::total_cmp);

@@ -84,16 +84,15 @@ where
         let journal = Journal(self.shared());
         let kept = answer.filter(|(ticket, payload)| journal.prepare(*ticket, payload));
         let ticket = kept.map(|(ticket, _)| ticket);
+        let count = changes.len() + outbox.entries.len();
         let words = changes.iter().map(|(at, v)| Some((encode(*at)?, *v)));
-        let entries = outbox.entries.iter();
-        let entries = entries.map(|(gpa, e)| Some((ENTRY << KIND_SHIFT | gpa, u64::from(*e))));
-        // Entries first, as a router does: who sees a raised line sees the entry.
-        let records: Option<Vec<_>> = entries.chain(words).collect();
-        let fits = |r: &Vec<_>| r.len() <= journal::REDO_RECORDS as usize;
-        match records.filter(fits) {
-            Some(records) if !records.is_empty() => self.log(&records, ticket),
-            Some(_) => {}
-            None => log::debug!("{} changes at once: in place", changes.len()),
+        if count > journal::REDO_RECORDS as usize || !words.clone().all(|word| word.is_some()) {
+            log::debug!("{count} changes at once: in place");
+        } else if count != 0 {
+            let entries = outbox.entries.iter();
+            let entries = entries.map(|(gpa, e)| (ENTRY << KIND_SHIFT | gpa, u64::from(*e)));
+            // Entries first, as a router does: who sees a raised line sees the entry.
+            self.log(entries.chain(words.flatten()), ticket);
         }
         for (gpa, entry) in outbox.entries {
             self.plane.host().write_entry(gpa, entry);
@@ -111,15 +110,18 @@ where
     }
 
     /// Writes the records and commits them.
-    fn log(&self, records: &[(u64, u64)], ticket: Option<Ticket>) {
-        for (i, (what, value)) in (0..).map(|i| journal::REDO_FIRST + 2 * i).zip(records) {
-            self.set(i, *what);
-            self.set(i + 1, *value);
+    fn log(&self, records: impl Iterator<Item = (u64, u64)>, ticket: Option<Ticket>) {
+        let mut count = 0;
+        for (what, value) in records {
+            let at = journal::REDO_FIRST + 2 * count;
+            self.set(at, what);
+            self.set(at + 1, value);
+            count += 1;
         }
         let (channel, seq) = ticket.map_or((0, 0), |t| (t.channel, t.seq));
         self.set(journal::REDO_CHANNEL, u64::from(channel));
         self.set(journal::REDO_SEQUENCE, seq);
-        self.set(journal::REDO, records.len() as u64);
+        self.set(journal::REDO, count.into());
     }
 
     fn finish(&self, ticket: Option<Ticket>) {

@@ -2,7 +2,7 @@
 //! journal of XICS tokens, and END locks in its own name.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct DaemonHost<M, S = Arc<OwnedStorage>> {
     ram: M,
     storage: S,
     generation: u16,
-    kicks: RefCell<HashMap<u32, File>>,
+    kicks: RefCell<BTreeMap<u32, File>>,
     held: RefCell<Option<Outbox>>,
     /// Sources whose resamplefds are due.
     due: RefCell<Vec<u32>>,

@@ -42,7 +42,7 @@ pub const STRIDE: u32 = 17;
 const WORD: u64 = 8;
 const RUN_BYTES: u64 = 4096;
 
-/// Offsets of one machine's words.
+/// Offsets of one machine's words. Areas are known by their first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     sources: u32,
@@ -72,10 +72,11 @@ pub struct Geometry {
 struct Cursor(u64);
 
 impl Cursor {
+    /// Its first word.
     fn area(&mut self, bytes: u64) -> u64 {
         let at = self.0;
         self.0 = (at + bytes).next_multiple_of(LINE);
-        at
+        at / WORD
     }
     fn zone_end(&self) -> u64 {
         self.0.next_multiple_of(ZONE_ALIGN)
@@ -159,6 +160,20 @@ impl Geometry {
     pub fn sources(&self) -> u32 {
         self.sources
     }
+    /// The block of sources that `lisn` is in: their words lie together, strewn.
+    pub(super) fn block_of(&self, lisn: u32) -> std::ops::Range<u32> {
+        let first = lisn - lisn % BLOCK;
+        let places = match self.stride {
+            1 => self.sources - first,
+            _ => BLOCK,
+        };
+        first..first + places.min(BLOCK)
+    }
+    /// Which word of its block is a source's.
+    #[inline]
+    pub(super) fn place_in_block(&self, lisn: u32) -> usize {
+        (strewn(lisn, self.stride) % BLOCK) as usize
+    }
     /// First number that XICS serves.
     pub fn xics_base(&self) -> u32 {
         self.xics_base
@@ -197,37 +212,46 @@ impl Geometry {
     }
 
     /// Byte offset of a word of `tables` in its zone. Always inside the zone for indices in range.
-    #[inline]
     pub fn table_offset(&self, at: Table) -> u64 {
-        let w = |base: u64, i: u32| base + u64::from(i) * WORD;
+        self.table_place(at) * WORD
+    }
+
+    /// Byte offset of a word of `pages` in its zone. Always inside the zone for indices in range.
+    pub fn page_offset(&self, at: Page) -> u64 {
+        self.page_place(at) * WORD
+    }
+
+    /// Words before a word of `tables` in its zone.
+    #[inline]
+    pub(super) fn table_place(&self, at: Table) -> u64 {
+        let w = |base: u64, i: u32| base + u64::from(i);
         match at {
             Table::Header(i) => w(0, i),
-            Table::Journal(i) => w(HEADER_BYTES, i),
-            Table::Reply(channel, i) => {
-                self.replies + (u64::from(channel) * u64::from(REPLY_WORDS) + u64::from(i)) * WORD
-            }
+            Table::Journal(i) => w(HEADER_BYTES / WORD, i),
+            Table::Reply(channel, i) => w(
+                self.replies + u64::from(channel) * u64::from(REPLY_WORDS),
+                i,
+            ),
             Table::Eas(lisn) => w(self.eas, lisn),
-            Table::EndConfig(end, slot, i) => {
-                self.end_config + (u64::from(end) * 4 + u64::from(slot * 2 + i)) * WORD
-            }
+            Table::EndConfig(end, slot, i) => w(self.end_config + u64::from(end) * 4, slot * 2 + i),
             Table::Claimed(i) => w(self.claimed, i),
             Table::Lsi(i) => w(self.lsi, i),
             Table::Msi(i) => w(self.msi, i),
         }
     }
 
-    /// Byte offset of a word of `pages` in its zone. Always inside the zone for indices in range.
+    /// Words before a word of `pages` in its zone.
     #[inline]
-    pub fn page_offset(&self, at: Page) -> u64 {
-        let w = |base: u64, i: u32| base + u64::from(i) * WORD;
-        let line = |base: u64, i: u32| base + u64::from(i) * LINE;
+    pub(super) fn page_place(&self, at: Page) -> u64 {
+        let w = |base: u64, i: u32| base + u64::from(i);
+        let line = |base: u64, i: u32| base + u64::from(i) * (LINE / WORD);
         match at {
             Page::Run(i) => w(0, i),
             Page::Epoch(i) => line(self.epochs, i),
-            Page::Delivered(i) => line(self.epochs, i) + WORD,
+            Page::Delivered(i) => line(self.epochs, i) + 1,
             Page::Tima(server) => line(self.vcpus, server),
-            Page::Icp(server) => line(self.vcpus, server) + WORD,
-            Page::PendingRoot(server) => line(self.vcpus, server) + 2 * WORD,
+            Page::Icp(server) => line(self.vcpus, server) + 1,
+            Page::PendingRoot(server) => line(self.vcpus, server) + 2,
             Page::CommonRoot => self.common_root,
             Page::PendingMid(i) => w(self.mids, i),
             Page::PendingLeaf(i) => w(self.leaves, i),
@@ -352,7 +376,7 @@ mod tests {
         for layout in LAYOUT_MIN..=LAYOUT_VERSION {
             for sources in [16, 64, 4095, 4096, 4097, 0x2000, 100_000] {
                 let g = Geometry::in_layout(layout, sources, 16, 1).unwrap();
-                let area = g.source_words..g.ics_words;
+                let area = g.source_words * WORD..g.ics_words * WORD;
                 let mut places: Vec<u64> = (0..sources)
                     .map(|l| g.page_offset(Page::Source(l)))
                     .collect();
@@ -382,9 +406,9 @@ mod tests {
     #[test]
     fn layout_1_keeps_source_words_in_order() {
         let g = Geometry::in_layout(1, 100, 16, 1).unwrap();
-        let at = |lisn| g.page_offset(Page::Source(lisn)) - g.source_words;
-        assert!((0..100).all(|lisn| at(lisn) == u64::from(lisn) * WORD));
-        assert_eq!(g.ics_words - g.source_words, 7 * LINE);
+        let at = |lisn| g.page_place(Page::Source(lisn)) - g.source_words;
+        assert!((0..100).all(|lisn| at(lisn) == u64::from(lisn)));
+        assert_eq!((g.ics_words - g.source_words) * WORD, 7 * LINE);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::geometry::Geometry;
 use super::membarrier;
-use super::storage::{AtomicWord, Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{AtomicWord, Contiguous, Page, Storage, Table, TableStorage, relax_thread};
 
 const PROT_READ: i32 = 1;
 const PROT_WRITE: i32 = 2;
@@ -118,11 +118,11 @@ impl Storage for MappedStorage {
     type Word = AtomicU64;
     #[inline]
     fn page(&self, at: Page) -> &AtomicU64 {
-        &self.pages.words()[(self.geometry.page_offset(at) / 8) as usize]
+        &self.pages.words()[self.geometry.page_place(at) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
-        self.tables.words()[(self.geometry.table_offset(at) / 8) as usize].load(order)
+        self.tables.words()[self.geometry.table_place(at) as usize].load(order)
     }
     #[inline]
     fn fence(&self) {
@@ -246,7 +246,7 @@ impl Storage for OwnedStorage {
     type Word = OwnedWord;
     #[inline]
     fn page(&self, at: Page) -> &OwnedWord {
-        &self.0.pages.owned()[(self.0.geometry.page_offset(at) / 8) as usize]
+        &self.0.pages.owned()[self.0.geometry.page_place(at) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
@@ -270,7 +270,21 @@ impl Storage for OwnedStorage {
 }
 
 impl TableStorage for OwnedStorage {
+    #[inline]
     fn table_word(&self, at: Table) -> &OwnedWord {
-        &self.0.tables.owned()[(self.0.geometry.table_offset(at) / 8) as usize]
+        &self.0.tables.owned()[self.0.geometry.table_place(at) as usize]
+    }
+}
+
+impl Contiguous for OwnedStorage {
+    #[inline]
+    fn pages(&self, from: Page, count: u32) -> &[OwnedWord] {
+        let at = self.0.geometry.page_place(from) as usize;
+        &self.0.pages.owned()[at..at + count as usize]
+    }
+    #[inline]
+    fn tables(&self, from: Table, count: u32) -> &[OwnedWord] {
+        let at = self.0.geometry.table_place(from) as usize;
+        &self.0.tables.owned()[at..at + count as usize]
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::geometry::Geometry;
-use super::storage::{Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{Contiguous, Page, Storage, Table, TableStorage, relax_thread};
 
 /// A machine's words in two vectors.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Storage for PlainStorage {
     type Word = AtomicU64;
     #[inline]
     fn page(&self, at: Page) -> &AtomicU64 {
-        &self.pages[(self.geometry.page_offset(at) / 8) as usize]
+        &self.pages[self.geometry.page_place(at) as usize]
     }
     #[inline]
     fn table(&self, at: Table, order: Ordering) -> u64 {
@@ -65,6 +65,19 @@ impl Storage for PlainStorage {
 impl TableStorage for PlainStorage {
     #[inline]
     fn table_word(&self, at: Table) -> &AtomicU64 {
-        &self.tables[(self.geometry.table_offset(at) / 8) as usize]
+        &self.tables[self.geometry.table_place(at) as usize]
+    }
+}
+
+impl Contiguous for PlainStorage {
+    #[inline]
+    fn pages(&self, from: Page, count: u32) -> &[AtomicU64] {
+        let at = self.geometry.page_place(from) as usize;
+        &self.pages[at..at + count as usize]
+    }
+    #[inline]
+    fn tables(&self, from: Table, count: u32) -> &[AtomicU64] {
+        let at = self.geometry.table_place(from) as usize;
+        &self.tables[at..at + count as usize]
     }
 }
