@@ -14,6 +14,8 @@ mod barriers;
 mod channels;
 #[path = "harness/mod.rs"]
 mod harness;
+#[path = "wire/hello.rs"]
+mod hello;
 #[path = "wire/life.rs"]
 mod life;
 #[path = "wire/messages.rs"]

@@ -72,7 +72,7 @@ impl Irqfds {
         };
         self.by_token.remove(&entry.token);
         if self.watched {
-            epoll.delete(entry.trigger.as_fd())
+            forget(epoll, &entry)
         } else {
             Ok(())
         }
@@ -104,7 +104,7 @@ impl Irqfds {
         self.watched = watched;
         self.entries.values().try_for_each(|entry| match watched {
             true => add(epoll, entry),
-            false => epoll.delete(entry.trigger.as_fd()),
+            false => forget(epoll, entry),
         })
     }
 
@@ -123,5 +123,21 @@ impl Irqfds {
 
 fn add(epoll: &Epoll, entry: &Entry) -> Result<(), Errno> {
     let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Irqfd(entry.token).to_data());
-    epoll.add(entry.trigger.as_fd(), event)
+    match epoll.add(entry.trigger.as_fd(), event) {
+        // It passed for an eventfd, and nothing can be waited for on it: the VMM's mistake, and its device's alone.
+        Err(Errno::EPERM) => {
+            let lisn = entry.item.lisn;
+            log::error!("the irqfd of source {lisn:#x} is no eventfd: nothing will come of it");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn forget(epoll: &Epoll, entry: &Entry) -> Result<(), Errno> {
+    match epoll.delete(entry.trigger.as_fd()) {
+        // See `add`.
+        Err(Errno::ENOENT | Errno::EPERM) => Ok(()),
+        other => other,
+    }
 }
