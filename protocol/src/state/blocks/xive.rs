@@ -43,17 +43,17 @@ pub(in crate::state) struct XiveBlock {
 impl Held<XiveBlock> {
     /// Takes source words and EAS; listed is what is not as after reset.
     pub(in crate::state) fn take(&mut self, sources: &[u64; SIZE], eas: &[u64; SIZE]) {
-        let reset = match self.kinds.claimed {
-            u64::MAX => eas::VALID | eas::MASKED,
-            // If some are claimed, it takes a closer look.
-            _ => 0,
+        let (reset, alike) = match self.kinds.claimed {
+            0 => (0, true),
+            u64::MAX => (eas::VALID | eas::MASKED, true),
+            _ => (0, false),
         };
         let source = sources
             .iter()
             .fold(0, |any, word| any | word ^ source::RESET);
         let routing = eas.iter().fold(0, |any, eas| any | eas ^ reset);
         self.listed = 0;
-        if source & source::PQ | routing != 0 {
+        if !alike || source & source::PQ | routing != 0 {
             self.block.take_words(sources, eas);
             self.listed = self.block.used(self.kinds);
         }
