@@ -94,6 +94,8 @@ struct State {
     /// A request has the turn, sent or waiting for a daemon.
     busy: bool,
     last_seq: u64,
+    /// Threads that wait for a change: without one, to notify is a system call for nothing.
+    waiting: u32,
     /// While it is set, nobody waits here for long.
     cancelled: bool,
     unanswered: Option<Unanswered>,
@@ -123,6 +125,21 @@ pub(crate) struct Answer<T> {
     pub replayed: bool,
 }
 
+/// A connection and its session.
+type Up = (Arc<Connection>, u64);
+
+impl Link {
+    fn up(&self) -> Option<Up> {
+        match self {
+            Self::Up {
+                connection,
+                session,
+            } => Some((Arc::clone(connection), *session)),
+            Self::Absent | Self::Shut(_) => None,
+        }
+    }
+}
+
 /// The right to have the one outstanding request, and its number.
 struct Turn<'a> {
     channel: &'a Channel,
@@ -131,8 +148,13 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        lock(&self.channel.state).busy = false;
-        self.channel.changed.notify_all();
+        let mut state = lock(&self.channel.state);
+        state.busy = false;
+        let awaited = state.waiting != 0;
+        drop(state);
+        if awaited {
+            self.channel.changed.notify_all();
+        }
     }
 }
 
@@ -143,6 +165,7 @@ impl Channel {
             state: Mutex::new(State {
                 link: Link::Absent,
                 busy: false,
+                waiting: 0,
                 last_seq: first_seq(),
                 cancelled: false,
                 unanswered: None,
@@ -174,15 +197,14 @@ impl Channel {
         if patience.persists() {
             may_wait()?;
         }
-        let payload = request.to_bytes();
-        let (turn, mut flags) = self.turn(patience, R::CODE, &payload)?;
+        let (turn, mut flags, mut now) = self.turn(patience, request)?;
         let unanswered = || Unanswered {
             seq: turn.seq,
             code: R::CODE,
-            payload: payload.clone(),
+            payload: request.to_bytes(),
         };
         loop {
-            let (connection, session) = match self.up(patience) {
+            let (connection, session) = match now.take().map_or_else(|| self.up(patience), Ok) {
                 Ok(up) => up,
                 Err(e) => {
                     // With the flag it has been sent: it may have run.
@@ -299,15 +321,14 @@ impl Channel {
         Ok(state)
     }
 
-    /// Takes the turn, and gives it a number; with the flags for a first sending.
-    fn turn(
+    /// Takes the turn, and gives it a number; with the flags for a first sending, and the connection if there is one.
+    fn turn<R: Request>(
         &self,
         patience: Patience,
-        code: u32,
-        payload: &[u8],
-    ) -> Result<(Turn<'_>, u32), Error> {
+        request: &R,
+    ) -> Result<(Turn<'_>, u32, Option<Up>), Error> {
         let mut state = self.free_turn(patience)?;
-        let same = |u: &Unanswered| u.code == code && u.payload == payload;
+        let same = |u: &Unanswered| u.code == R::CODE && u.payload == request.to_bytes();
         if patience == Patience::Now && state.unanswered.as_ref().is_some_and(|u| !same(u)) {
             // It would make the unanswered one be forgotten, and run twice when its caller comes back.
             return Err(Error::Lost);
@@ -318,38 +339,44 @@ impl Channel {
             None => (number(&mut state), 0),
         };
         let turn = Turn { channel: self, seq };
-        Ok((turn, flags))
+        Ok((turn, flags, state.link.up()))
     }
 
     /// Waits for a change, as long as `patience` allows.
     fn pause<'a>(
         &self,
-        state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State>,
         patience: Patience,
     ) -> Result<MutexGuard<'a, State>, Error> {
-        match patience {
-            Patience::ThisSession | Patience::Now => Ok(wait(&self.changed, state)),
-            _ if state.cancelled => Err(Error::Cancelled),
-            Patience::Persist => Ok(wait(&self.changed, state)),
-            Patience::Until(end) => match end.checked_duration_since(Instant::now()) {
-                None => Err(Error::TimedOut),
-                Some(left) => Ok(wait_until(&self.changed, state, left)),
-            },
-        }
+        let left = match patience {
+            Patience::ThisSession | Patience::Now => None,
+            _ if state.cancelled => return Err(Error::Cancelled),
+            Patience::Persist => None,
+            Patience::Until(end) => {
+                let left = end.checked_duration_since(Instant::now());
+                Some(left.ok_or(Error::TimedOut)?)
+            }
+        };
+        state.waiting += 1;
+        let mut state = match left {
+            None => wait(&self.changed, state),
+            Some(left) => wait_until(&self.changed, state, left),
+        };
+        state.waiting -= 1;
+        Ok(state)
     }
 
     /// The connection, waited for if `patience` says so.
-    fn up(&self, patience: Patience) -> Result<(Arc<Connection>, u64), Error> {
+    fn up(&self, patience: Patience) -> Result<Up, Error> {
         let mut state = lock(&self.state);
         loop {
+            if let Some(up) = state.link.up() {
+                return Ok(up);
+            }
             match &state.link {
-                Link::Up {
-                    connection,
-                    session,
-                } => return Ok((Arc::clone(connection), *session)),
                 Link::Shut(why) => return Err(why.into()),
-                Link::Absent if patience.persists() => state = self.pause(state, patience)?,
-                Link::Absent => return Err(Error::Lost),
+                _ if patience.persists() => state = self.pause(state, patience)?,
+                _ => return Err(Error::Lost),
             }
         }
     }
@@ -431,8 +458,11 @@ impl Channel {
     fn change(&self, f: impl FnOnce(&mut Link)) {
         let mut state: MutexGuard<'_, State> = lock(&self.state);
         f(&mut state.link);
+        let awaited = state.waiting != 0;
         drop(state);
-        self.changed.notify_all();
+        if awaited {
+            self.changed.notify_all();
+        }
     }
 }
 

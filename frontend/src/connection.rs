@@ -8,22 +8,30 @@
 //! Requests of several threads queue on a lock; one is outstanding at a time. [`Connection::close`]
 //! works from any thread and ends a blocked request. A caller may leave while the daemon still owes it a
 //! reply: the next one with the same number takes that reply, another one lets it pass.
+//!
+//! A vCPU's channel carries no descriptors: there a call is `sendto`, `poll` and `recvfrom`, and allocates
+//! nothing once its buffers are there. A descriptor that comes all the same is closed by the kernel.
+//! `poll`, although a blocking read would be one call less: who sleeps in a read is also woken when the
+//! daemon takes the request, which costs more.
 #![allow(unsafe_code)] // received descriptors become owned ones in `owned`; argued there
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, sendmsg,
 };
 use papr_intc_protocol::wire::{
-    HEADER_BYTES, MAX_BODY, MAX_FDS, Request, Wire, flag, request_body, split_reply,
+    HEADER_BYTES, MAX_BODY, MAX_FDS, Request, RequestHead, Wire, flag, split_reply,
 };
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::error::Error;
 use crate::sync::lock;
@@ -31,8 +39,9 @@ use crate::sync::lock;
 /// Most descriptors that a reply carries; more are a protocol error. There is room for [`MAX_FDS`], so
 /// that the kernel never cuts the list and every descriptor that came is closed.
 const MAX_REPLY_FDS: usize = 4;
-/// Zero would mean for ever.
-const SHORTEST_TICK: Duration = Duration::from_micros(1);
+/// Requests that are sent before their replies are read. Descriptors in flight are limited (by the sender's
+/// RLIMIT_NOFILE, for all of its user's processes), and so is what a socket holds.
+const AHEAD: usize = 64;
 /// Replies up to this size are read by one system call.
 const FIRST_READ: usize = 4096;
 
@@ -40,6 +49,8 @@ const FIRST_READ: usize = 4096;
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// In milliseconds; 0 for ever.
+    tick: AtomicU32,
     /// Process that sent the last message, as the kernel says; 0 if it was not asked (SO_PASSCRED).
     sender: AtomicU32,
     /// Held from the first byte of a request to the last of its reply.
@@ -48,7 +59,11 @@ pub struct Connection {
 
 #[derive(Debug)]
 struct Buffers {
+    output: Vec<u8>,
     input: Vec<u8>,
+    /// Bytes of `input` that have come.
+    have: usize,
+    /// Room for what comes beside the bytes: none if no descriptors are expected.
     control: Vec<u8>,
     /// A request whose caller left: its number, code and name. The reply is still to come.
     owed: Option<Owed>,
@@ -61,25 +76,66 @@ struct Owed {
     name: &'static str,
 }
 
+impl Owed {
+    fn of<R: Request>(seq: u64) -> Self {
+        Self {
+            seq,
+            code: R::CODE,
+            name: R::NAME,
+        }
+    }
+}
+
 /// Asked each time that the connection's tick has passed without news: go on waiting?
 pub(crate) type GoOn<'a> = &'a dyn Fn() -> bool;
 
 /// Waits no longer than one tick.
 pub(crate) const ONE_TICK: GoOn<'static> = &|| false;
 
-/// A reply as it came: its body and descriptors.
-type Raw = (Vec<u8>, Vec<OwnedFd>);
+/// A reply as it came: bytes in `input`, and descriptors.
+type Raw = (usize, Vec<OwnedFd>);
+
+impl Buffers {
+    /// The body of a reply of so many bytes.
+    fn body(&self, reply: usize) -> &[u8] {
+        self.input.get(HEADER_BYTES..reply).unwrap_or_default()
+    }
+
+    /// Before a reply that nothing precedes.
+    fn begin(&mut self) {
+        self.have = 0;
+        self.input.truncate(FIRST_READ);
+    }
+
+    /// The first reply, of so many bytes, has been looked at.
+    fn pass(&mut self, reply: usize) {
+        self.input.copy_within(reply..self.have, 0);
+        self.have -= reply;
+    }
+}
 
 impl Connection {
-    /// Speaks on `stream`, which is blocking.
+    /// Speaks on `stream`, which is blocking; descriptors come with replies.
     pub fn new(stream: UnixStream) -> Self {
+        Self::with_control(stream, nix::cmsg_space!([RawFd; MAX_FDS], UnixCredentials))
+    }
+
+    /// As [`new`](Self::new), on a channel whose replies have no descriptors.
+    pub(crate) fn plain(stream: UnixStream) -> Self {
+        Self::with_control(stream, Vec::new())
+    }
+
+    fn with_control(stream: UnixStream, control: Vec<u8>) -> Self {
         let buffers = Buffers {
+            output: Vec::new(),
             input: vec![0; FIRST_READ],
-            control: nix::cmsg_space!([RawFd; MAX_FDS], UnixCredentials),
+            have: 0,
+            control,
             owed: None,
         };
         Self {
             stream,
+            tick: AtomicU32::new(0),
             sender: AtomicU32::new(0),
             buffers: Mutex::new(buffers),
         }
@@ -116,12 +172,7 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
         go_on: GoOn<'_>,
     ) -> Result<(R::Reply, Vec<OwnedFd>), Error> {
-        let body = request_body(seq, flags, request);
-        let owed = Owed {
-            seq,
-            code: R::CODE,
-            name: R::NAME,
-        };
+        let owed = Owed::of::<R>(seq);
         let mut buffers = lock(&self.buffers);
         let (reply, fds) = match buffers.owed {
             Some(own) if own.seq == seq && own.code == R::CODE => {
@@ -131,28 +182,48 @@ impl Connection {
                 if let Some(other) = other {
                     self.receive(other, &mut buffers, go_on)?;
                 }
-                self.send(R::CODE, flag::VERSION, &body, fds, go_on)?;
+                compose_request(&mut buffers.output, seq, flags, request);
+                self.send(&buffers.output, fds, go_on)?;
                 self.receive(owed, &mut buffers, go_on)?
             }
         };
-        drop(buffers);
-        let malformed = |what: String| Error::Malformed {
-            request: R::NAME,
-            what,
-        };
-        let (head, payload) = split_reply(&reply).map_err(|e| malformed(e.to_string()))?;
-        if head.seq != seq {
-            return Err(malformed(format!("it answers {}, not {seq}", head.seq)));
-        }
-        if head.status != 0 {
-            return Err(Error::Refused {
-                request: R::NAME,
-                errno: head.status.checked_neg().unwrap_or(Errno::EPROTO as i32),
-                text: String::from_utf8_lossy(payload).into_owned(),
-            });
-        }
-        let value = R::Reply::from_bytes(payload).map_err(|e| malformed(e.to_string()))?;
+        let value = answer::<R>(seq, buffers.body(reply))?;
         Ok((value, fds))
+    }
+
+    /// Requests of one kind, each with a descriptor, of which [`AHEAD`] are sent before the first is answered. The
+    /// error is of the first that failed.
+    ///
+    /// # Errors
+    /// After any error, a refusal too, the connection must be closed.
+    pub(crate) fn pipeline<R: Request>(
+        &self,
+        requests: impl IntoIterator<Item = Result<(u64, R, OwnedFd), Error>>,
+    ) -> Result<(), Error> {
+        let mut requests = requests.into_iter();
+        let mut buffers = lock(&self.buffers);
+        let mut sent = Vec::with_capacity(AHEAD);
+        loop {
+            for request in requests.by_ref().take(AHEAD) {
+                let (seq, request, fd) = request?;
+                compose_request(&mut buffers.output, seq, 0, &request);
+                self.send(&buffers.output, &[fd.as_fd()], ONE_TICK)?;
+                sent.push(seq);
+            }
+            if sent.is_empty() {
+                return Ok(());
+            }
+            buffers.begin();
+            for seq in sent.drain(..) {
+                let owed = Owed::of::<R>(seq);
+                let (reply, _) = self.receive_next(owed, &mut buffers, ONE_TICK)?;
+                answer::<R>(seq, buffers.body(reply))?;
+                buffers.pass(reply);
+            }
+            if buffers.have > 0 {
+                return Err(malformed(R::NAME, "bytes follow it"));
+            }
+        }
     }
 
     /// As [`exchange`](Self::exchange), if the request that is outstanding, if any, ends within `limit`.
@@ -191,10 +262,10 @@ impl Connection {
         if let Some(other) = buffers.owed {
             self.receive(other, &mut buffers, go_on)?;
         }
-        self.send(code, flags | flag::VERSION, body, fds, go_on)?;
+        self.send_standard(&mut buffers, code, flags, body, fds, go_on)?;
         let owed = Owed { seq: 0, code, name };
-        self.receive(owed, &mut buffers, go_on)
-            .map(|(reply, _)| reply)
+        let (reply, _) = self.receive(owed, &mut buffers, go_on)?;
+        Ok(buffers.body(reply).to_vec())
     }
 
     /// Sends a standard request that has no reply.
@@ -204,16 +275,41 @@ impl Connection {
         body: &[u8],
         go_on: GoOn<'_>,
     ) -> Result<(), Error> {
-        let _turn = lock(&self.buffers);
-        self.send(code, flag::VERSION, body, &[], go_on)
+        let mut buffers = lock(&self.buffers);
+        self.send_standard(&mut buffers, code, 0, body, &[], go_on)
+    }
+
+    fn send_standard(
+        &self,
+        buffers: &mut Buffers,
+        code: u32,
+        flags: u32,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+        go_on: GoOn<'_>,
+    ) -> Result<(), Error> {
+        let flags = flags | flag::VERSION;
+        compose(&mut buffers.output, code, flags, |out| {
+            out.extend_from_slice(body);
+        });
+        self.send(&buffers.output, fds, go_on)
     }
 
     /// A read or write that waits longer than `tick` ends with ETIMEDOUT, or asks whether to go on.
-    pub fn set_tick(&self, tick: Duration) -> Result<(), Error> {
-        let set = |r: std::io::Result<()>| r.map_err(Error::os("setting a deadline"));
-        let tick = Some(tick.max(SHORTEST_TICK));
-        set(self.stream.set_read_timeout(tick))?;
-        set(self.stream.set_write_timeout(tick))
+    pub fn set_tick(&self, tick: Duration) {
+        // Rounded up. Relaxed: a number that goes with nothing else.
+        let millis = tick.as_micros().div_ceil(1000).clamp(1, i32::MAX as u128);
+        self.tick.store(millis as u32, Ordering::Relaxed);
+    }
+
+    /// Waits until the stream is ready, or has ended. `false`: a tick has passed.
+    fn is_ready(&self, events: PollFlags) -> Result<bool, Errno> {
+        let tick = match self.tick.load(Ordering::Relaxed) {
+            0 => PollTimeout::NONE,
+            tick => PollTimeout::try_from(tick).unwrap_or(PollTimeout::MAX),
+        };
+        let mut fds = [PollFd::new(self.stream.as_fd(), events)];
+        poll(&mut fds, tick).map(|ready| ready != 0)
     }
 
     /// Ends the connection; a blocked request returns [`Error::Lost`].
@@ -227,92 +323,100 @@ impl Connection {
         &self.stream
     }
 
-    fn send(
-        &self,
-        code: u32,
-        flags: u32,
-        body: &[u8],
-        fds: &[BorrowedFd<'_>],
-        go_on: GoOn<'_>,
-    ) -> Result<(), Error> {
-        if body.len() > MAX_BODY || fds.len() > MAX_FDS {
+    fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>], go_on: GoOn<'_>) -> Result<(), Error> {
+        if message.len() > HEADER_BYTES + MAX_BODY || fds.len() > MAX_FDS {
             return Err(Error::Invalid(format!(
                 "a message of {} bytes and {} descriptors is too large",
-                body.len(),
+                message.len(),
                 fds.len()
             )));
         }
-        let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
-        for word in [code, flags, body.len() as u32] {
-            message.extend_from_slice(&word.to_ne_bytes());
-        }
-        message.extend_from_slice(body);
-        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
         let mut sent = 0;
         while sent < message.len() {
             // The descriptors travel with the first byte.
-            let control: &[ControlMessage<'_>] = if sent == 0 && !raw.is_empty() {
-                &rights
-            } else {
-                &[]
-            };
-            let iov = [IoSlice::new(&message[sent..])];
-            let flags = MsgFlags::MSG_NOSIGNAL;
-            match sendmsg::<UnixAddr>(self.stream.as_raw_fd(), &iov, control, flags, None) {
+            let fds = if sent == 0 { fds } else { &[] };
+            match self.send_some(&message[sent..], fds) {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if go_on() => {}
-                Err(Errno::EAGAIN) if sent > 0 => return Err(Error::Lost),
+                Err(Errno::EAGAIN) => match self.is_ready(PollFlags::POLLOUT) {
+                    Ok(true) | Err(Errno::EINTR) => {}
+                    Ok(false) if go_on() => {}
+                    Ok(false) if sent > 0 => return Err(Error::Lost),
+                    Ok(false) => return Err(socket_error(Errno::EAGAIN)),
+                    Err(e) => return Err(socket_error(e)),
+                },
                 Err(e) => return Err(socket_error(e)),
             }
         }
         Ok(())
     }
 
-    /// Reads one reply. Nothing may follow it: the next reply is to a request not yet sent.
+    /// One system call: how many bytes have gone.
+    fn send_some(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+        if fds.is_empty() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            return send(&self.stream, bytes, flags).map_err(errno);
+        }
+        let fd = self.stream.as_raw_fd();
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        sendmsg::<UnixAddr>(fd, &[IoSlice::new(bytes)], &rights, flags, None)
+    }
+
+    /// Reads one reply. Nothing may follow it that is no reply to a request already sent.
     fn receive(&self, owed: Owed, buffers: &mut Buffers, go_on: GoOn<'_>) -> Result<Raw, Error> {
-        let malformed = |what: &str| Error::Malformed {
-            request: owed.name,
-            what: what.to_owned(),
-        };
+        buffers.begin();
+        let read = self.receive_next(owed, buffers, go_on)?;
+        if buffers.have > read.0 {
+            return Err(malformed(owed.name, "bytes follow it"));
+        }
+        Ok(read)
+    }
+
+    /// Reads one reply, behind the one before if that is still in the buffer.
+    fn receive_next(
+        &self,
+        owed: Owed,
+        buffers: &mut Buffers,
+        go_on: GoOn<'_>,
+    ) -> Result<Raw, Error> {
         buffers.owed = Some(owed);
         let mut fds = Vec::new();
-        let mut have = 0;
-        let mut want = HEADER_BYTES;
-        while have < want {
+        loop {
+            let header = buffers.input[..buffers.have].first_chunk();
+            let size = header
+                .map(|header| checked_size(header, owed))
+                .transpose()?;
+            let want = HEADER_BYTES + size.unwrap_or(0);
+            if size.is_some() && buffers.have >= want {
+                buffers.owed = None;
+                return Ok((want, fds));
+            }
             if buffers.input.len() < want {
                 buffers.input.resize(want, 0);
             }
-            let Buffers { input, control, .. } = buffers;
-            let n = match self.read_some(&mut input[have..], control, &mut fds)? {
-                Some(n) => n,
-                None if go_on() => continue,
+            let Buffers {
+                input,
+                control,
+                have,
+                ..
+            } = buffers;
+            match self.read_some(&mut input[*have..], control, &mut fds)? {
+                Some(0) => return Err(Error::Lost),
+                Some(n) => *have += n,
+                None if go_on() => {}
                 // Of half a reply the rest could not be told from the next one.
-                None if have > 0 => return Err(malformed("it does not end")),
+                None if *have > 0 => return Err(malformed(owed.name, "it does not end")),
                 None => return Err(socket_error(Errno::EAGAIN)),
-            };
+            }
             if fds.len() > MAX_REPLY_FDS {
-                return Err(malformed("too many descriptors"));
-            }
-            if n == 0 {
-                return Err(Error::Lost);
-            }
-            have += n;
-            if have >= HEADER_BYTES && want == HEADER_BYTES {
-                want += checked_size(input, owed.code).map_err(malformed)?;
+                return Err(malformed(owed.name, "too many descriptors"));
             }
         }
-        if have > want {
-            return Err(malformed("bytes follow it"));
-        }
-        buffers.owed = None;
-        let body = buffers.input[HEADER_BYTES..want].to_vec();
-        buffers.input.truncate(FIRST_READ);
-        Ok((body, fds))
     }
 
-    /// One recvmsg: bytes read; none if a tick has passed.
+    /// Bytes read, once there are any; none if a tick has passed.
     fn read_some(
         &self,
         into: &mut [u8],
@@ -320,50 +424,118 @@ impl Connection {
         fds: &mut Vec<OwnedFd>,
     ) -> Result<Option<usize>, Error> {
         loop {
-            let mut iov = [IoSliceMut::new(into)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let fd = self.stream.as_raw_fd();
-            match recvmsg::<UnixAddr>(fd, &mut iov, Some(&mut *control), flags) {
-                Ok(message) => {
-                    for control in message.cmsgs().into_iter().flatten() {
-                        match control {
-                            ControlMessageOwned::ScmRights(raw) => {
-                                fds.extend(raw.into_iter().map(owned));
-                            }
-                            ControlMessageOwned::ScmCredentials(sender) => {
-                                let pid = sender.pid().max(0) as u32;
-                                self.sender.store(pid, Ordering::Relaxed);
-                            }
-                            _ => {}
-                        }
-                    }
-                    return Ok(Some(message.bytes));
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(None),
+            let read = self.is_ready(PollFlags::POLLIN).and_then(|ready| {
+                let n = match (ready, control.is_empty()) {
+                    (false, _) => return Ok(None),
+                    (true, true) => self.read_plain(into)?,
+                    (true, false) => self.read_with(into, control, fds)?,
+                };
+                Ok(Some(n))
+            });
+            match read {
+                Ok(read) => return Ok(read),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(e) => return Err(socket_error(e)),
             }
         }
     }
+
+    fn read_plain(&self, into: &mut [u8]) -> Result<usize, Errno> {
+        let read = recv(&self.stream, into, RecvFlags::DONTWAIT);
+        read.map(|(read, _)| read).map_err(errno)
+    }
+
+    /// Bytes, and what came beside them.
+    fn read_with(
+        &self,
+        into: &mut [u8],
+        control: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<usize, Errno> {
+        let mut iov = [IoSliceMut::new(into)];
+        let fd = self.stream.as_raw_fd();
+        let message = recvmsg::<UnixAddr>(
+            fd,
+            &mut iov,
+            Some(control),
+            MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT,
+        )?;
+        for control in message.cmsgs().into_iter().flatten() {
+            match control {
+                ControlMessageOwned::ScmRights(raw) => fds.extend(raw.into_iter().map(owned)),
+                ControlMessageOwned::ScmCredentials(sender) => {
+                    let pid = sender.pid().max(0) as u32;
+                    self.sender.store(pid, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+        }
+        Ok(message.bytes)
+    }
+}
+
+/// A whole message, in place of what the buffer held.
+fn compose(out: &mut Vec<u8>, code: u32, flags: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    out.clear();
+    [code, flags, 0].put(out);
+    body(out);
+    let size = (out.len() - HEADER_BYTES) as u32;
+    out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&size.to_ne_bytes());
+}
+
+fn compose_request<R: Request>(out: &mut Vec<u8>, seq: u64, flags: u32, request: &R) {
+    let head = RequestHead {
+        seq,
+        flags,
+        zero: 0,
+    };
+    compose(out, R::CODE, flag::VERSION, |out| {
+        head.put(out);
+        request.put(out);
+    });
+}
+
+/// What the body of a reply says to request `seq`.
+fn answer<R: Request>(seq: u64, body: &[u8]) -> Result<R::Reply, Error> {
+    let (head, payload) = split_reply(body).map_err(|e| malformed(R::NAME, e))?;
+    if head.seq != seq {
+        let what = format!("it answers {}, not {seq}", head.seq);
+        return Err(malformed(R::NAME, what));
+    }
+    if head.status != 0 {
+        return Err(Error::Refused {
+            request: R::NAME,
+            errno: head.status.checked_neg().unwrap_or(Errno::EPROTO as i32),
+            text: String::from_utf8_lossy(payload).into_owned(),
+        });
+    }
+    R::Reply::from_bytes(payload).map_err(|e| malformed(R::NAME, e))
 }
 
 /// Size of the body that a reply's header announces.
-fn checked_size(header: &[u8], code: u32) -> Result<usize, &'static str> {
+fn checked_size(header: &[u8; HEADER_BYTES], owed: Owed) -> Result<usize, Error> {
     let word = |i: usize| {
         let bytes = header[i * 4..].first_chunk().copied();
         bytes.map_or(0, u32::from_ne_bytes)
     };
     let (found, flags, size) = (word(0), word(1), word(2) as usize);
-    if found != code {
-        return Err("it answers another request");
+    let what = if found != owed.code {
+        "it answers another request"
+    } else if flags & flag::VERSION_MASK != flag::VERSION || flags & flag::REPLY == 0 {
+        "its flags are not a reply's"
+    } else if size > MAX_BODY {
+        "it is too large"
+    } else {
+        return Ok(size);
+    };
+    Err(malformed(owed.name, what))
+}
+
+fn malformed(request: &'static str, what: impl ToString) -> Error {
+    Error::Malformed {
+        request,
+        what: what.to_string(),
     }
-    if flags & flag::VERSION_MASK != flag::VERSION || flags & flag::REPLY == 0 {
-        return Err("its flags are not a reply's");
-    }
-    if size > MAX_BODY {
-        return Err("it is too large");
-    }
-    Ok(size)
 }
 
 fn socket_error(errno: Errno) -> Error {
@@ -372,6 +544,11 @@ fn socket_error(errno: Errno) -> Error {
         Errno::EAGAIN => Error::os("waiting for the daemon")(Errno::ETIMEDOUT),
         e => Error::os("speaking with the daemon")(e),
     }
+}
+
+/// The same number, as the other library has it.
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 fn owned(fd: RawFd) -> OwnedFd {

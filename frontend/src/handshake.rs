@@ -249,12 +249,13 @@ impl Handshake<'_> {
             let events: Vec<_> = batch.iter().map(|v| v.event().as_fd()).collect();
             self.ask(&VcpuConnect { servers }, &events)?;
         }
-        let open = |vcpu: Arc<VcpuState>| {
+        let mut opened = Vec::with_capacity(vcpus.len());
+        self.connection.pipeline(vcpus.into_iter().map(|vcpu| {
             let (request, ours, theirs) = channel_request(vcpu.server())?;
-            self.ask(&request, &[theirs.as_fd()])?;
-            Ok((vcpu, Arc::new(Connection::new(ours))))
-        };
-        vcpus.into_iter().map(open).collect()
+            opened.push((vcpu, Arc::new(Connection::plain(ours))));
+            Ok((self.core.main.next_seq(), request, theirs.into()))
+        }))?;
+        Ok(opened)
     }
 
     /// SET_IRQFDS. A source that was freed while its irqfd was in place must not keep a daemon from
@@ -279,7 +280,7 @@ impl Handshake<'_> {
     fn watch(&self) -> Result<Option<Connection>, Error> {
         let (request, ours, theirs) = channel_request(WATCH)?;
         match self.ask(&request, &[theirs.as_fd()]) {
-            Ok(_) => Ok(Some(Connection::new(ours))),
+            Ok(_) => Ok(Some(Connection::plain(ours))),
             Err(Error::Refused { .. }) => Ok(None),
             Err(e) => Err(e),
         }

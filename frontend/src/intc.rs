@@ -235,8 +235,8 @@ impl Intc {
         core.ask_session(&VcpuConnect { servers }, &[state.event().as_fd()])?;
         let (request, ours, theirs) = channel_request(state.server())?;
         let session = core.ask_session(&request, &[theirs.as_fd()])?;
-        let connection = Arc::new(Connection::new(ours));
-        connection.set_tick(core.options.watch.patience)?;
+        let connection = Arc::new(Connection::plain(ours));
+        connection.set_tick(core.options.watch.patience);
         state.channel().bring_up(connection, session);
         Ok(())
     }

@@ -243,7 +243,7 @@ impl Supervisor {
         let connection = Arc::new(Connection::new(stream));
         let limit = self.backoff.message_limit(core.options.watch.message);
         let introduced = begun
-            .and_then(|()| connection.set_tick(limit))
+            .inspect(|()| connection.set_tick(limit))
             .and_then(|()| introduce(core, &connection));
         process.prove(connection.sender());
         core.signals.pid.store(process.pid(), Ordering::Relaxed);
@@ -295,12 +295,12 @@ impl Supervisor {
         let mut topology = lock(&core.topology);
         let established = handshake::establish(core, &mut topology, connection, introduced)?;
         let tick = core.options.watch.patience;
-        connection.set_tick(tick)?;
+        connection.set_tick(tick);
         if let Some(shm) = &topology.shm {
             core.show_in(shm);
         }
         for (vcpu, channel) in established.channels {
-            channel.set_tick(tick)?;
+            channel.set_tick(tick);
             vcpu.channel().bring_up(channel, self.number);
         }
         core.main.bring_up(Arc::clone(connection), self.number);

@@ -168,7 +168,7 @@ impl Supervisor {
 
 /// Everything that can be asked of a daemon without taking anything over.
 fn probe(core: &Core, connection: &Connection) -> Result<Introduced, Error> {
-    connection.set_tick(core.options.watch.message)?;
+    connection.set_tick(core.options.watch.message);
     let mut topology = lock(&core.topology);
     let introduced = handshake::introduce(core, &mut topology, connection)?;
     handshake::check_memory(core, &topology, connection)?;

@@ -403,7 +403,9 @@ impl<M: QueueMemory + Clone> Control<M> {
             let expected = "one for each item, two for each of kind LEVEL";
             return Err(Refused::Descriptors { found, expected });
         }
-        fds.iter().try_for_each(check_eventfd)?;
+        // The reader of a resamplefd may be the kernel, which takes any write for an event.
+        let quick = levels == 0;
+        fds.iter().try_for_each(|fd| check_eventfd(fd, quick))?;
         let mut fds = fds.into_iter();
         let mut irqfds = Vec::new();
         while let (Some(item), Some(trigger)) = (items.get(irqfds.len()), fds.next()) {

@@ -71,7 +71,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             .servers
             .iter()
             .try_for_each(|server| core.check_server(*server))?;
-        fds.iter().try_for_each(check_eventfd)?;
+        fds.iter().try_for_each(|fd| check_eventfd(fd, true))?;
         let host = core.plane.host();
         for (server, fd) in connect.servers.iter().zip(fds) {
             host.set_kick(*server, Some(File::from(fd)));

@@ -5,7 +5,7 @@
 //! started before its reply (SPEC.md §1.3): that is [`super::held`]'s business. What a message leads to
 //! is [`super::serving`]'s; here are the descriptors, and who comes and goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
 use papr_intc_protocol::Versions;
+use papr_intc_protocol::wire::vcpu::WATCH;
 
-use super::connection::Connection;
+use super::connection::{Channel, Connection};
 use super::held::{Held, is_urgent};
 use super::identity;
 use super::irqfds::Irqfds;
@@ -91,7 +92,14 @@ pub struct EventLoop {
     /// When we have waited long enough for another front-end.
     alone_until: Option<Instant>,
     pub(super) main: Option<Connection>,
-    pub(super) channels: BTreeMap<u32, Connection>,
+    pub(super) channels: BTreeMap<u32, Channel>,
+    /// Channels of which more was read than one message: nothing else will announce it.
+    pub(super) ahead: VecDeque<u32>,
+    /// Buffers of messages, in and out, kept so that none is allocated.
+    pub(super) spare: Vec<u8>,
+    pub(super) out: Vec<u8>,
+    /// Generation and phase in the block of GET_CONFIG.
+    identified: (u64, u32),
     pub(super) standard: Standard,
     pub(super) control: Control<GuestRam>,
     irqfds: Irqfds,
@@ -126,6 +134,10 @@ impl EventLoop {
             alone_until: None,
             main: None,
             channels: BTreeMap::new(),
+            ahead: VecDeque::new(),
+            spare: Vec::new(),
+            out: Vec::new(),
+            identified: (0, 0),
             standard,
             control,
             irqfds: Irqfds::default(),
@@ -220,11 +232,38 @@ impl EventLoop {
                     self.handle(token)?;
                 }
             }
+            self.serve_ahead()?;
         }
+    }
+
+    /// One message of each channel of which more was read.
+    fn serve_ahead(&mut self) -> Result<(), ServerError> {
+        for _ in 0..self.ahead.len() {
+            if self.ended.is_some() || self.held.is_busy() {
+                break;
+            }
+            if let Some(server) = self.ahead.pop_front() {
+                self.serve_channel(server)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::serve_ahead`], of the watch channel alone: a barrier does not keep it waiting.
+    pub(super) fn serve_watch_ahead(&mut self) -> Result<(), ServerError> {
+        let had = self.ahead.len();
+        self.ahead.retain(|server| *server != WATCH);
+        if self.ahead.len() == had {
+            return Ok(());
+        }
+        self.serve_channel(WATCH)
     }
 
     /// Of the next wait for events.
     fn timeout(&self) -> EpollTimeout {
+        if !self.ahead.is_empty() {
+            return EpollTimeout::ZERO;
+        }
         if self.control.is_reopening() {
             return EpollTimeout::from(LATE_PAUSE_MS);
         }
@@ -322,9 +361,9 @@ impl EventLoop {
         match effect {
             Effect::AddChannel { server, socket } => {
                 self.forget_channel(server);
-                let connection = Connection::new(socket);
-                self.watch(&connection.socket, Token::Channel(server))?;
-                self.channels.insert(server, connection);
+                let channel = Channel::new(socket);
+                self.watch(&channel.socket, Token::Channel(server))?;
+                self.channels.insert(server, channel);
                 Ok(())
             }
             Effect::SetIrqfds(irqfds) => self
@@ -345,8 +384,11 @@ impl EventLoop {
     fn identify(&mut self) {
         let control = &self.control;
         let (generation, phase) = (control.generation(), control.phase());
-        let block = identity::block(control.versions(), generation, phase);
-        self.standard.set_identity(block);
+        if self.identified != (generation, phase) {
+            self.identified = (generation, phase);
+            let block = identity::block(control.versions(), generation, phase);
+            self.standard.set_identity(block);
+        }
     }
 
     /// The executor or the phase may have changed; interrupts may have been ended.

@@ -131,7 +131,7 @@ impl EventLoop {
                         wire::error_body(seq, e.errno(), &e.to_string())
                     }
                 };
-                self.reply(channel, code, body, Vec::new())?;
+                self.reply(channel, code, &[], |out| out.extend(body))?;
             }
             Some(Requester::Device(mut served)) => {
                 if let Err(e) = answer {
@@ -158,6 +158,7 @@ impl EventLoop {
 
     /// The pause between two looks at a barrier: ends early for what is answered meanwhile.
     pub(super) fn pause(&mut self) -> Result<(), ServerError> {
+        self.serve_watch_ahead()?;
         let mut fds = [PollFd::new(self.urgent.0.as_fd(), PollFlags::POLLIN)];
         match ppoll(&mut fds, Some(self.held.pause.into()), None) {
             Ok(0) => self.held.pause = LONGEST.min(self.held.pause * 2),

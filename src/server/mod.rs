@@ -3,7 +3,8 @@
 //! * [`event_loop`]: the one thread that serves.
 //! * `connection`: a socket, message by message. `serving`: from a message to its reply. `held`: what
 //!   waits for a barrier, and the barrier itself.
-//! * [`socket`]: moves whole messages, with their descriptors, in and out of a stream socket.
+//! * [`socket`]: moves whole messages, with their descriptors, in and out of a stream socket. `plain`: in from a
+//!   channel that carries no descriptors.
 //! * [`standard`]: answers the standard vhost-user requests by an inner
 //!   `vhost_user_backend::VhostUserDaemon`.
 //! * `transfer`: device state over a descriptor of the front-end.
@@ -20,6 +21,7 @@ mod held;
 pub mod identity;
 mod irqfds;
 pub mod monitor;
+mod plain;
 mod serving;
 pub mod socket;
 pub mod standard;

@@ -7,11 +7,12 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use papr_intc_protocol::wire::vcpu::WATCH;
-use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, Request};
+use papr_intc_protocol::wire::{self, MAIN_CHANNEL, PAPR_CODES, ReplyHead, Request, Wire};
 
+use super::connection::send;
 use super::event_loop::{EventLoop, ServerError};
 use super::held::Requester;
-use super::socket::RawMessage;
+use super::socket::{FLAG_REPLY, RawMessage, compose};
 use super::standard::{StandardEvent, is_barrier, state_request};
 use crate::control::requests::Incoming;
 
@@ -51,24 +52,41 @@ impl EventLoop {
     }
 
     /// Serves one message, whatever it is.
-    pub(super) fn serve(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
+    pub(super) fn serve(
+        &mut self,
+        channel: u32,
+        mut message: RawMessage,
+    ) -> Result<(), ServerError> {
         if is_standard(channel, &message) {
-            self.serve_standard(message)
-        } else {
-            self.serve_papr(channel, message)
+            return self.serve_standard(message);
         }
+        let fds = std::mem::take(&mut message.fds);
+        self.serve_papr(channel, &message, fds)?;
+        if channel != MAIN_CHANNEL {
+            self.spare = message.body;
+            self.spare.clear();
+        }
+        Ok(())
     }
 
     /// The next whole message of a vCPU's channel; the channel is forgotten if it has ended.
     pub(super) fn poll_channel(&mut self, server: u32) -> Option<RawMessage> {
-        let polled = self.channels.get_mut(&server)?.poll();
+        let channel = self.channels.get_mut(&server)?;
+        let polled = channel.poll(&mut self.spare);
         if polled.is_err() {
             self.forget_channel(server);
+        } else if channel.has_more() && !self.ahead.contains(&server) {
+            self.ahead.push_back(server);
         }
         polled.ok().flatten()
     }
 
-    fn serve_papr(&mut self, channel: u32, message: RawMessage) -> Result<(), ServerError> {
+    fn serve_papr(
+        &mut self,
+        channel: u32,
+        message: &RawMessage,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), ServerError> {
         let code = message.request;
         if message.is_reply() {
             // Never answered: two ends that answer each other's answers would not stop.
@@ -86,7 +104,7 @@ impl EventLoop {
                     .first_chunk()
                     .map_or(0, |seq| u64::from_ne_bytes(*seq));
                 let body = wire::error_body(seq, nix::libc::EPROTO, &format!("malformed: {e}"));
-                return self.reply(channel, code, body, Vec::new());
+                return self.reply(channel, code, &[], |out| out.extend(body));
             }
         };
         let seq = head.seq;
@@ -95,7 +113,7 @@ impl EventLoop {
             code,
             head,
             payload,
-            fds: message.fds,
+            fds,
         };
         match self.control.serve(incoming, Instant::now()) {
             Ok(served) => {
@@ -106,7 +124,9 @@ impl EventLoop {
                     self.park(Requester::Papr { channel, code, seq });
                     return Ok(());
                 };
-                self.reply(channel, code, success(seq, &payload), served.fds)?;
+                self.reply(channel, code, &served.fds, |out| {
+                    put_success(out, seq, &payload);
+                })?;
             }
             Err(refused) => {
                 log::debug!(
@@ -114,7 +134,7 @@ impl EventLoop {
                     wire::name(code)
                 );
                 let body = wire::error_body(seq, refused.errno(), &refused.to_string());
-                self.reply(channel, code, body, Vec::new())?;
+                self.reply(channel, code, &[], |out| out.extend(body))?;
             }
         }
         self.after_request()
@@ -124,29 +144,32 @@ impl EventLoop {
         &mut self,
         channel: u32,
         code: u32,
-        body: Vec<u8>,
-        fds: Vec<OwnedFd>,
+        fds: &[OwnedFd],
+        body: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), ServerError> {
-        let message = RawMessage {
-            fds,
-            ..RawMessage::reply(code, body)
+        compose(&mut self.out, code, FLAG_REPLY, body);
+        let Some(server) = channel.checked_sub(1) else {
+            return self.send_out(fds);
         };
-        match channel.checked_sub(1) {
-            None => self.send_main(&message),
-            Some(server) => {
-                let channel = self.channels.get(&server);
-                if channel.is_some_and(|c| c.send(&message).is_err()) {
-                    self.forget_channel(server);
-                }
-                Ok(())
-            }
+        let channel = self.channels.get(&server);
+        if channel.is_some_and(|c| send(&c.socket, &self.out, fds).is_err()) {
+            self.forget_channel(server);
         }
+        Ok(())
     }
 
     /// A message to the main socket, if there still is one.
     pub(super) fn send_main(&mut self, message: &RawMessage) -> Result<(), ServerError> {
+        compose(&mut self.out, message.request, message.flags, |out| {
+            out.extend_from_slice(&message.body);
+        });
+        self.send_out(&message.fds)
+    }
+
+    /// What has been composed goes to the main socket.
+    fn send_out(&mut self, fds: &[OwnedFd]) -> Result<(), ServerError> {
         match &self.main {
-            Some(main) if main.send(message).is_err() => self.end_connection(),
+            Some(main) if send(&main.socket, &self.out, fds).is_err() => self.end_connection(),
             _ => Ok(()),
         }
     }
@@ -179,9 +202,19 @@ impl EventLoop {
 
 /// The body of a reply whose payload is in bytes already.
 pub(super) fn success(seq: u64, payload: &[u8]) -> Vec<u8> {
-    let mut body = wire::reply_body(seq, &());
-    body.extend_from_slice(payload);
+    let mut body = Vec::new();
+    put_success(&mut body, seq, payload);
     body
+}
+
+fn put_success(out: &mut Vec<u8>, seq: u64, payload: &[u8]) {
+    ReplyHead {
+        seq,
+        status: 0,
+        zero: 0,
+    }
+    .put(out);
+    out.extend_from_slice(payload);
 }
 
 fn is_standard(channel: u32, message: &RawMessage) -> bool {

@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
+use rustix::net::{SendFlags, send};
 
 #[cfg(test)]
 mod tests;
@@ -48,7 +49,7 @@ pub const FLAG_NEED_REPLY: u32 = 0x8;
 
 /// System calls one [`Reader::poll_message`] makes at most: a peer that feeds single bytes as fast as they are read
 /// gets no more of the thread than anybody else.
-const READS_PER_POLL: usize = 16;
+pub(super) const READS_PER_POLL: usize = 16;
 
 /// Largest body, in bytes, that a message with this request code may have.
 #[must_use]
@@ -180,6 +181,37 @@ pub enum Progress {
     Closed,
 }
 
+/// A header that keeps the limits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    pub(super) request: u32,
+    pub(super) flags: u32,
+    /// Bytes of body.
+    pub(super) size: usize,
+}
+
+impl Header {
+    pub(super) fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Self, ReceiveError> {
+        let (request, flags, size) = (word(bytes, 0), word(bytes, 4), word(bytes, 8));
+        let (version, limit) = (flags & FLAG_VERSION_MASK, body_limit(request));
+        if version != FLAG_VERSION {
+            return Err(ReceiveError::Version { request, version });
+        }
+        if size as usize > limit {
+            return Err(ReceiveError::Oversize {
+                request,
+                size,
+                limit,
+            });
+        }
+        Ok(Self {
+            request,
+            flags,
+            size: size as usize,
+        })
+    }
+}
+
 /// What a connection is in the middle of.
 #[derive(Debug)]
 enum State {
@@ -188,8 +220,7 @@ enum State {
         have: usize,
     },
     Body {
-        request: u32,
-        flags: u32,
+        header: Header,
         bytes: Vec<u8>,
         have: usize,
     },
@@ -294,38 +325,22 @@ impl Reader {
             have: HEADER_LEN,
         } = &self.state
         {
-            let (request, flags, size) = (word(bytes, 0), word(bytes, 4), word(bytes, 8));
-            let (version, limit) = (flags & FLAG_VERSION_MASK, body_limit(request));
-            if version != FLAG_VERSION {
-                return Err(ReceiveError::Version { request, version });
-            }
-            let body = match usize::try_from(size) {
-                Ok(body) if body <= limit => body,
-                _ => {
-                    return Err(ReceiveError::Oversize {
-                        request,
-                        size,
-                        limit,
-                    });
-                }
-            };
+            let header = Header::parse(bytes)?;
             self.state = State::Body {
-                request,
-                flags,
-                bytes: vec![0; body],
+                header,
+                bytes: vec![0; header.size],
                 have: 0,
             };
         }
         match &mut self.state {
             State::Body {
-                request,
-                flags,
+                header,
                 bytes,
                 have,
             } if *have == bytes.len() => {
                 let message = RawMessage {
-                    request: *request,
-                    flags: *flags,
+                    request: header.request,
+                    flags: header.flags,
                     body: std::mem::take(bytes),
                     fds: std::mem::take(&mut self.fds),
                 };
@@ -448,39 +463,58 @@ pub fn send_message(
     fds: &[BorrowedFd<'_>],
     within: Duration,
 ) -> Result<(), SendError> {
-    let size = match u32::try_from(body.len()) {
-        Ok(size) if body.len() <= body_limit(request) => size,
-        _ => return Err(SendError::Oversize(body.len())),
-    };
+    if body.len() > body_limit(request) {
+        return Err(SendError::Oversize(body.len()));
+    }
+    let mut message = Vec::with_capacity(HEADER_LEN + body.len());
+    compose(&mut message, request, flags, |out| {
+        out.extend_from_slice(body);
+    });
+    send_bytes(socket, &message, fds, within)
+}
+
+/// Makes a message in `out`, in place of what it held.
+pub(super) fn compose(
+    out: &mut Vec<u8>,
+    request: u32,
+    flags: u32,
+    body: impl FnOnce(&mut Vec<u8>),
+) {
+    out.clear();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    body(out);
+    // Below 2^32: what is sent is limited before it is made.
+    let size = (out.len() - HEADER_LEN) as u32;
+    out[..HEADER_LEN].copy_from_slice(&header(request, flags, size));
+}
+
+/// Sends what [`compose`] made, as [`send_message`].
+pub(super) fn send_bytes(
+    socket: impl AsFd,
+    message: &[u8],
+    mut fds: &[BorrowedFd<'_>],
+    within: Duration,
+) -> Result<(), SendError> {
+    if message.len() > HEADER_LEN + MAX_PAPR_BODY {
+        return Err(SendError::Oversize(message.len() - HEADER_LEN));
+    }
     if fds.len() > MAX_FDS {
         return Err(SendError::TooManyFds(fds.len()));
     }
     let socket = socket.as_fd();
-    let until = Instant::now() + within;
-    let header = header(request, flags, size);
-    let mut numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut until = None;
     let mut sent = 0;
-    while sent < HEADER_LEN + body.len() {
-        let vectors = [
-            IoSlice::new(header.get(sent..).unwrap_or_default()),
-            IoSlice::new(&body[sent.saturating_sub(HEADER_LEN)..]),
-        ];
-        let record = [ControlMessage::ScmRights(&numbers)];
-        let control = if numbers.is_empty() {
-            &[][..]
-        } else {
-            &record[..]
-        };
-        let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match sendmsg::<()>(socket.as_raw_fd(), &vectors, control, how, None) {
+    while sent < message.len() {
+        match send_some(socket, &message[sent..], fds) {
             // The descriptors went with the first byte.
             Ok(n) => {
                 sent += n;
-                numbers.clear();
+                fds = &[];
             }
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                if !wait(socket, PollFlags::POLLOUT, Some(until))? {
+                let until = until.get_or_insert_with(|| Instant::now() + within);
+                if !wait(socket, PollFlags::POLLOUT, Some(*until))? {
                     return Err(SendError::TimedOut);
                 }
             }
@@ -488,6 +522,28 @@ pub fn send_message(
         }
     }
     Ok(())
+}
+
+/// One system call: how many bytes have gone.
+fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+    if fds.is_empty() {
+        return send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(errno);
+    }
+    let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let record = [ControlMessage::ScmRights(&numbers)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &record,
+        how,
+        None,
+    )
+}
+
+/// The same number, as the other library has it.
+pub(super) fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// The header of a message, in host byte order, with the version set.

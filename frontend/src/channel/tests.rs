@@ -261,7 +261,7 @@ fn numbers_of_a_later_channel_are_above_those_of_an_earlier_one() {
 fn connect_ticking(channel: &Channel, session: u64) -> FakePeer {
     let (peer, stream) = FakePeer::pair();
     let connection = Connection::new(stream);
-    connection.set_tick(Duration::from_millis(1)).unwrap();
+    connection.set_tick(Duration::from_millis(1));
     channel.bring_up(Arc::new(connection), session);
     peer
 }

@@ -55,7 +55,8 @@ pub trait Wire: Sized {
 
     /// The value alone, as a whole payload.
     fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        // Exact for numbers, a beginning for lists and texts.
+        let mut out = Vec::with_capacity(size_of::<Self>());
         self.put(&mut out);
         out
     }

@@ -30,6 +30,10 @@ use crate::server::socket::{
     FLAG_NEED_REPLY, RawMessage, SEND_DEADLINE, recv_message, send_message,
 };
 
+/// Files in memory, for everybody: a folder on a disk may be waited for until the disk has forgotten it, which a guest
+/// whose daemon was killed waits for too. Not there, or not for us: the temporary folder serves as well.
+const MEMORY: &str = "/dev/shm";
+
 /// How long the inner thread may take over one request. It maps memory and no more, so this is a bug when it is reached;
 /// long, because a process that was stopped for a while is not one.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -59,8 +63,15 @@ struct Endpoint {
 
 impl Endpoint {
     fn new() -> io::Result<Self> {
-        let directory = TempDir::new_with_prefix(std::env::temp_dir().join("papr-intc."))
-            .map_err(io::Error::from)?;
+        if std::env::var_os("TMPDIR").is_some() {
+            return Self::within(&std::env::temp_dir());
+        }
+        Self::within(Path::new(MEMORY)).or_else(|_| Self::within(&std::env::temp_dir()))
+    }
+
+    fn within(place: &Path) -> io::Result<Self> {
+        let directory =
+            TempDir::new_with_prefix(place.join("papr-intc.")).map_err(io::Error::from)?;
         let name = directory.as_path().join("s");
         let made = Self::at(&name);
         // In any case, and by calls that need no descriptor, of which there may be none left.
