@@ -48,6 +48,9 @@ fn pieces(mut read: impl FnMut(u64) -> Result<StateBytes, Error>) -> Result<Vec<
     let mut state = Vec::new();
     loop {
         let StateBytes { total, bytes } = read(state.len() as u64)?;
+        if state.is_empty() {
+            state.reserve_exact(total.min(MAX_STREAM as u64) as usize);
+        }
         state.extend_from_slice(&bytes.0);
         if state.len() as u64 == total {
             return Ok(state);

@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use papr_intc_protocol::layout::header::{Executor, Gate, Mode, State, word};
+use papr_intc_protocol::layout::words::{ics, source};
 use papr_intc_protocol::papr::codes::ret;
 use papr_intc_protocol::plane::Host;
 use papr_intc_protocol::plane::epoch::GracePeriod;
@@ -138,8 +139,11 @@ impl<M: QueueMemory> Core<M> {
     /// words may have changed wholesale.
     pub(super) fn replay_all(&self) {
         let c = self.controller();
-        for lisn in self.claims().claimed() {
-            self.run(|| c.replay(lisn));
+        let has = |bit: u64| move |word: u64| word & bit != 0;
+        for lisn in self.sources_where(has(source::LATCHED), has(ics::LATCHED)) {
+            if self.claims().is_claimed(lisn) {
+                self.run(|| c.replay(lisn));
+            }
         }
         self.first_look();
         (0..c.geometry.servers()).for_each(|server| self.plane.host().kick(server));

@@ -25,6 +25,7 @@ pub mod journal;
 pub mod lifecycle;
 pub mod query;
 pub mod requests;
+mod scan;
 pub mod sources;
 mod state;
 pub mod vcpus;

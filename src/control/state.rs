@@ -14,7 +14,7 @@ use papr_intc_protocol::plane::Host;
 use papr_intc_protocol::state::model::{Claims as Run, Head, Kind, State, level_name};
 use papr_intc_protocol::state::stream::{MAX_STREAM, StreamError};
 use papr_intc_protocol::state::words::Words as StateWords;
-use papr_intc_protocol::state::{Mismatch, caps};
+use papr_intc_protocol::state::{Incoming, Mismatch, caps};
 use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::{Rest, Text, Wire};
 
@@ -50,13 +50,11 @@ impl<M: QueueMemory> Core<M> {
         self.memory.header(word::LOADED) != 0
     }
 
-    /// Stores a valid state over all words. The gate and the executor stay.
-    fn store(&self, state: &State) {
-        self.words().apply(state);
+    /// What is to be done beside storing a state's words. The gate and the executor stay.
+    fn stored(&self, head: &Head) {
         if self.machine().ic_mode.has_xics() {
             self.controller().xics.rebuild_index();
         }
-        let head = &state.head;
         self.memory
             .set_header(word::OV5_BYTE_23, head.ov5_byte_23.into());
         self.set_state(Word {
@@ -80,7 +78,8 @@ impl<M: QueueMemory> Core<M> {
         head.servers = words.servers();
         let mut state = State::reset(head);
         state.claims = fixed.collect();
-        self.store(&state);
+        words.apply(&state);
+        self.stored(&state.head);
     }
 
     /// The machine has been loaded and runs for the first time: what waits at a source is presented if its vCPU
@@ -92,7 +91,8 @@ impl<M: QueueMemory> Core<M> {
         }
         let c = self.controller();
         if c.state.mode == Mode::Xics {
-            for lisn in self.claims().claimed_from(c.geometry.xics_base()) {
+            // All that waits has been indexed: who opens its vCPU later finds it.
+            for lisn in self.sources_where(|_| false, |word| c.xics.is_due(word)) {
                 self.run(|| c.xics.look_again(lisn));
             }
         }
@@ -125,18 +125,6 @@ impl<M: QueueMemory> Core<M> {
         words: &StateWords<'_, Arc<OwnedStorage>>,
     ) -> impl Iterator<Item = Run> + use<M> {
         caps::of_devices(self.machine(), words.claims())
-    }
-
-    /// An incoming state as it is on this machine, which may have more controllers.
-    fn adapted(&self, mut state: State) -> State {
-        let machine = self.machine();
-        let had_xive = state.head.machine.ic_mode.has_xive();
-        state.head.machine = *machine;
-        if machine.ic_mode.has_xive() && !had_xive {
-            let ipis = State::reset(Head::new(crate::BUILD, *machine)).claims;
-            state.claims.splice(0..0, ipis);
-        }
-        state
     }
 }
 
@@ -258,7 +246,7 @@ impl<M: QueueMemory + Clone> Control<M> {
             });
         }
         let stream = std::mem::take(&mut self.incoming);
-        self.load(&stream, Some(ticket))?;
+        self.load(stream, Some(ticket))?;
         Ok(StateWritten { total: have })
     }
 
@@ -277,27 +265,23 @@ impl<M: QueueMemory + Clone> Control<M> {
     }
 
     /// All of a state takes effect, or nothing. `ticket` is that of the request, if a PAPR one asked.
-    pub fn load(&mut self, stream: &[u8], ticket: Option<Ticket>) -> Result<(), Refused> {
+    pub fn load(&mut self, stream: Vec<u8>, ticket: Option<Ticket>) -> Result<(), Refused> {
         self.may_load()?;
         let core = self.core()?;
-        let state = State::decode(stream)?;
-        core.accept(&state.head)?;
+        let total = stream.len() as u64;
+        let state = Incoming::read(stream)?;
+        core.accept(&state.lists().head)?;
         let words = core.words();
         let here: Vec<Run> = core.own_claims(&words).collect();
-        caps::accept_claims(&state.claims, &here)?;
-        let state = core.adapted(state);
-        let reply = StateWritten {
-            total: stream.len() as u64,
-        };
-        core.anew(ticket, &reply.to_bytes(), || {
-            core.store(&state);
+        caps::accept_claims(&state.lists().claims, &here)?;
+        let state = state.on(*core.machine());
+        let head = &state.lists().head;
+        core.anew(ticket, &StateWritten { total }.to_bytes(), || {
+            words.load(&state);
+            core.stored(head);
             core.memory.set_header(word::LOADED, 1);
         });
-        log::info!(
-            "loaded a state of {} bytes by {}",
-            stream.len(),
-            state.head.producer
-        );
+        log::info!("loaded a state of {total} bytes by {}", head.producer);
         Ok(())
     }
 

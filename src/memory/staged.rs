@@ -30,31 +30,32 @@ pub enum At {
 #[derive(Default)]
 struct Copies {
     words: Vec<(At, u64)>,
-    index: HashMap<At, usize, BuildHasherDefault<Mix>>,
+    index: HashMap<At, usize, BuildHasherDefault<Quick>>,
 }
 
-/// Hashes a few small numbers fast. A guest that finds words which collide slows its own call down, by a thousandth of
-/// a second at most: there are [`SLOTS`] of them.
+/// A multiplication for each part of a key: a transition looks at some twenty words. Keys are of words that exist, and
+/// at most [`SLOTS`] of them are kept, whoever chooses them.
 #[derive(Default)]
-struct Mix(u64);
+struct Quick(u64);
 
-impl Hasher for Mix {
+impl Hasher for Quick {
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.write_u64((*b).into()));
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
     }
-    fn write_u32(&mut self, n: u32) {
-        self.write_u64(n.into());
+    fn write_u32(&mut self, part: u32) {
+        self.write_u64(part.into());
     }
-    fn write_isize(&mut self, n: isize) {
-        self.write_u64(n as u64);
+    fn write_isize(&mut self, part: isize) {
+        self.write_u64(part as u64);
     }
-    fn write_u64(&mut self, n: u64) {
-        // An odd number without a pattern: 2^64 by the golden ratio.
-        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    fn write_u64(&mut self, part: u64) {
+        // An odd constant without a pattern; the rotation lets the next part meet the high bits of this one.
+        self.0 = (self.0 ^ part)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29);
     }
     fn finish(&self) -> u64 {
-        // The table looks at the lowest bits, of which a product has mixed the least.
-        self.0.rotate_left(26)
+        self.0
     }
 }
 

@@ -42,7 +42,7 @@ impl EventLoop {
         let barrier = match standard {
             true => is_barrier(message.request),
             // On the watch channel it is refused.
-            false => is_papr_barrier(message.request) && channel != WATCH + 1,
+            false => is_papr_barrier(&message) && channel != WATCH + 1,
         };
         if barrier {
             self.hold(channel, message);
@@ -221,12 +221,19 @@ fn is_standard(channel: u32, message: &RawMessage) -> bool {
     channel == MAIN_CHANNEL && message.request < PAPR_CODES
 }
 
-fn is_papr_barrier(code: u32) -> bool {
+fn is_papr_barrier(message: &RawMessage) -> bool {
     use wire::guest::Cas;
     use wire::machine::{MachineReset, Quiesce, Resume, StateAbort, StateLoad, StateRead};
     use wire::vcpu::VcpuDisconnect;
-    matches!(
-        code,
-        Cas::CODE | MachineReset::CODE | Quiesce::CODE | Resume::CODE | VcpuDisconnect::CODE
-    ) || matches!(code, StateRead::CODE | StateLoad::CODE | StateAbort::CODE)
+    match message.request {
+        Cas::CODE | MachineReset::CODE | Quiesce::CODE | Resume::CODE | VcpuDisconnect::CODE => {
+            true
+        }
+        StateLoad::CODE | StateAbort::CODE => true,
+        // At offset 0 the state is taken; then it is only handed out.
+        StateRead::CODE => wire::split_request(&message.body)
+            .and_then(|(_, payload)| StateRead::from_bytes(payload))
+            .is_ok_and(|read| read.offset == 0),
+        _ => false,
+    }
 }

@@ -223,7 +223,7 @@ impl EventLoop {
             Some(Transfer {
                 failed: Some(why), ..
             }) => Err(why),
-            Some(t) if t.loads => self.control.load(&t.bytes, None).map_err(|e| e.to_string()),
+            Some(t) if t.loads => self.control.load(t.bytes, None).map_err(|e| e.to_string()),
             Some(_) => Ok(()),
         };
         let (served, _) = self.answer(message, verdict)?;

@@ -160,6 +160,20 @@ impl Geometry {
     pub fn sources(&self) -> u32 {
         self.sources
     }
+    /// The block of sources that `lisn` is in: their words lie together, strewn.
+    pub(super) fn block_of(&self, lisn: u32) -> std::ops::Range<u32> {
+        let first = lisn - lisn % BLOCK;
+        let places = match self.stride {
+            1 => self.sources - first,
+            _ => BLOCK,
+        };
+        first..first + places.min(BLOCK)
+    }
+    /// Which word of its block is a source's.
+    #[inline]
+    pub(super) fn place_in_block(&self, lisn: u32) -> usize {
+        (strewn(lisn, self.stride) % BLOCK) as usize
+    }
     /// First number that XICS serves.
     pub fn xics_base(&self) -> u32 {
         self.xics_base

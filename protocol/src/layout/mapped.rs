@@ -12,7 +12,7 @@ use vm_memory::mmap::{MmapRegion, MmapRegionError};
 
 use super::geometry::Geometry;
 use super::membarrier;
-use super::storage::{AtomicWord, Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{AtomicWord, Contiguous, Page, Storage, Table, TableStorage, relax_thread};
 
 const PROT_READ: i32 = 1;
 const PROT_WRITE: i32 = 2;
@@ -270,7 +270,21 @@ impl Storage for OwnedStorage {
 }
 
 impl TableStorage for OwnedStorage {
+    #[inline]
     fn table_word(&self, at: Table) -> &OwnedWord {
         &self.0.tables.owned()[self.0.geometry.table_place(at) as usize]
+    }
+}
+
+impl Contiguous for OwnedStorage {
+    #[inline]
+    fn pages(&self, from: Page, count: u32) -> &[OwnedWord] {
+        let at = self.0.geometry.page_place(from) as usize;
+        &self.0.pages.owned()[at..at + count as usize]
+    }
+    #[inline]
+    fn tables(&self, from: Table, count: u32) -> &[OwnedWord] {
+        let at = self.0.geometry.table_place(from) as usize;
+        &self.0.tables.owned()[at..at + count as usize]
     }
 }

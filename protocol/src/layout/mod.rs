@@ -24,4 +24,4 @@ pub mod words;
 
 pub use geometry::Geometry;
 pub use machine::{Compat, IcMode, Machine};
-pub use storage::{AtomicWord, Page, Storage, Table, TableStorage};
+pub use storage::{AtomicWord, Contiguous, Page, Storage, Table, TableStorage};

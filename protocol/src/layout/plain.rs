@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::geometry::Geometry;
-use super::storage::{Page, Storage, Table, TableStorage, relax_thread};
+use super::storage::{Contiguous, Page, Storage, Table, TableStorage, relax_thread};
 
 /// A machine's words in two vectors.
 #[derive(Debug)]
@@ -66,5 +66,18 @@ impl TableStorage for PlainStorage {
     #[inline]
     fn table_word(&self, at: Table) -> &AtomicU64 {
         &self.tables[self.geometry.table_place(at) as usize]
+    }
+}
+
+impl Contiguous for PlainStorage {
+    #[inline]
+    fn pages(&self, from: Page, count: u32) -> &[AtomicU64] {
+        let at = self.geometry.page_place(from) as usize;
+        &self.pages[at..at + count as usize]
+    }
+    #[inline]
+    fn tables(&self, from: Table, count: u32) -> &[AtomicU64] {
+        let at = self.geometry.table_place(from) as usize;
+        &self.tables[at..at + count as usize]
     }
 }

@@ -8,7 +8,10 @@
 //! [`Geometry`](super::Geometry) before it builds one. An index out of range panics (a defect of
 //! ours, never memory corruption).
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
+
+use super::geometry::Geometry;
 
 /// One atomic u64, as `std::sync::atomic::AtomicU64` offers it.
 pub trait AtomicWord {
@@ -215,5 +218,40 @@ impl<S: TableStorage> TableStorage for std::sync::Arc<S> {
     #[inline]
     fn table_word(&self, at: Table) -> &S::Word {
         (**self).table_word(at)
+    }
+}
+
+/// Words that lie next to each other, for who goes through all of them.
+pub trait Contiguous: TableStorage {
+    /// So many words of `pages`, of a kind that has a word each: XICS sources, leaves. Of XIVE sources see
+    /// [`sources`](Self::sources).
+    fn pages(&self, from: Page, count: u32) -> &[Self::Word];
+    /// So many words of `tables`, of a kind that has a word each: EAS, bitmaps.
+    fn tables(&self, from: Table, count: u32) -> &[Self::Word];
+
+    /// The words of XIVE sources: from a number on, so many that none is beyond a multiple of 4,096.
+    #[inline]
+    fn sources<'a>(
+        &'a self,
+        geometry: &'a Geometry,
+        numbers: Range<u32>,
+    ) -> impl Iterator<Item = &'a Self::Word>
+    where
+        Self::Word: 'a,
+    {
+        let block = geometry.block_of(numbers.start);
+        let words = self.pages(Page::Source(block.start), block.end - block.start);
+        numbers.map(|lisn| &words[geometry.place_in_block(lisn)])
+    }
+}
+
+impl<S: Contiguous> Contiguous for std::sync::Arc<S> {
+    #[inline]
+    fn pages(&self, from: Page, count: u32) -> &[S::Word] {
+        (**self).pages(from, count)
+    }
+    #[inline]
+    fn tables(&self, from: Table, count: u32) -> &[S::Word] {
+        (**self).tables(from, count)
     }
 }

@@ -10,21 +10,22 @@ pub(super) use messages::*;
 use super::model::*;
 use super::stream::StreamError;
 
-/// A list of the model as one kind of section.
+/// Entries in one section: a section is small enough to be worked on in a cache.
+pub(super) const MOST: usize = 16_384;
+
+/// A list of the model as one kind of section. Sources have their own way: [`super::sources`].
 pub(super) trait Columns: Sized {
     /// Name of the section.
     const NAME: &'static str;
-    /// Entries in one section: a section is small enough to be worked on in a cache.
-    const MOST: usize = 16_384;
     /// Writes entries.
     fn write(entries: &[Self], out: &mut Vec<u8>);
     /// Appends the entries of a section, which come after those there are. `limit`: numbers are below it.
     fn read(payload: &[u8], limit: u32, into: &mut Vec<Self>) -> Result<(), StreamError>;
 }
 
-fn decode<M: prost::Message + Default>(
+pub(super) fn decode<M: prost::Message + Default>(
     name: &'static str,
-    payload: &[u8],
+    payload: impl prost::bytes::Buf,
 ) -> Result<M, StreamError> {
     M::decode(payload).map_err(|e| StreamError::Payload {
         section: name,
@@ -32,7 +33,7 @@ fn decode<M: prost::Message + Default>(
     })
 }
 
-fn bad(section: &'static str, what: impl Into<String>) -> StreamError {
+pub(super) fn bad(section: &'static str, what: impl Into<String>) -> StreamError {
     StreamError::Payload {
         section,
         what: what.into(),
@@ -55,15 +56,15 @@ pub(super) fn runs(numbers: impl Iterator<Item = u32>) -> Vec<u32> {
 
 /// The numbers of `runs`; all of them in `range`. What earlier sections had is below it, so that no stream
 /// can name more entries than there are.
-pub(super) fn numbers(
+pub(super) fn ranges(
     section: &'static str,
     runs: &[u32],
     range: Range<u32>,
-) -> Result<Vec<u32>, StreamError> {
+) -> Result<Vec<Range<u32>>, StreamError> {
     if !runs.len().is_multiple_of(2) {
         return Err(bad(section, "a gap without a count"));
     }
-    let mut numbers = Vec::new();
+    let mut ranges = Vec::with_capacity(runs.len() / 2);
     let mut end = 0u32;
     for (i, run) in runs.chunks_exact(2).enumerate() {
         let first = end.checked_add(run[0]);
@@ -80,14 +81,24 @@ pub(super) fn numbers(
                 format!("run {i} is empty or joins the one before"),
             ));
         }
-        numbers.extend(first..after);
+        ranges.push(first..after);
         end = after;
     }
-    Ok(numbers)
+    Ok(ranges)
+}
+
+/// The same, one by one.
+pub(super) fn numbers(
+    section: &'static str,
+    runs: &[u32],
+    range: Range<u32>,
+) -> Result<Vec<u32>, StreamError> {
+    let ranges = ranges(section, runs, range)?;
+    Ok(ranges.into_iter().flatten().collect())
 }
 
 /// The lowest number that may follow the last one of a list.
-fn after(last: Option<u32>) -> u32 {
+pub(super) fn after(last: Option<u32>) -> u32 {
     last.map_or(0, |n| n.saturating_add(1))
 }
 
@@ -98,49 +109,6 @@ fn column<T: Copy + PartialEq + Default>(values: impl Iterator<Item = T>) -> Vec
         column.clear();
     }
     column
-}
-
-/// The same as packed fixed32.
-fn words(values: impl Iterator<Item = u32>) -> Words32 {
-    let mut bytes = Vec::with_capacity(values.size_hint().0 * 4);
-    let mut any = 0;
-    values.for_each(|value| {
-        any |= value;
-        bytes.extend_from_slice(&value.to_le_bytes());
-    });
-    if any == 0 {
-        bytes.clear();
-    }
-    bytes
-}
-
-/// A column of packed fixed32 of `n` values as it was read.
-struct ReadWords<'a>(&'a [u8]);
-
-impl<'a> ReadWords<'a> {
-    fn new(
-        section: &'static str,
-        name: &str,
-        bytes: &'a [u8],
-        n: usize,
-    ) -> Result<Self, StreamError> {
-        if bytes.is_empty() {
-            return Ok(Self(bytes));
-        }
-        if bytes.len() != n * 4 {
-            let what = format!("column {name} has {} bytes for {n} entries", bytes.len());
-            return Err(bad(section, what));
-        }
-        if bytes.iter().all(|b| *b == 0) {
-            let what = format!("column {name} is all zeros and not left out");
-            return Err(bad(section, what));
-        }
-        Ok(Self(bytes))
-    }
-    fn at(&self, i: usize) -> u32 {
-        let bytes = self.0.get(i * 4..).and_then(|rest| rest.first_chunk());
-        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
-    }
 }
 
 /// A column of `n` values as it was read.
@@ -174,10 +142,25 @@ impl<'a, T: Copy + PartialEq + Default> Read<'a, T> {
     }
 }
 
-fn bits(flags: &[(bool, u8)]) -> u8 {
+/// The bits that are on.
+pub(super) fn bits(flags: &[(bool, u8)]) -> u8 {
     flags
         .iter()
         .fold(0, |all, (on, bit)| all | if *on { *bit } else { 0 })
+}
+
+/// A column of flags has none that is not in `mask`.
+pub(super) fn known_bytes(
+    section: &'static str,
+    flags: &[u8],
+    mask: u8,
+) -> Result<(), StreamError> {
+    if flags.iter().fold(0, |any, flags| any | flags) & !mask == 0 {
+        return Ok(());
+    }
+    flags
+        .iter()
+        .try_for_each(|flags| known(section, *flags, mask).map(|_| ()))
 }
 
 fn known(section: &'static str, flags: u8, mask: u8) -> Result<u8, StreamError> {
@@ -285,52 +268,6 @@ impl Columns for Input {
     }
 }
 
-impl Columns for XicsSource {
-    const NAME: &'static str = "xics-sources";
-
-    fn write(entries: &[Self], out: &mut Vec<u8>) {
-        let status = |s: &Self| bits(&[(s.sent, 1), (s.rejected, 2), (s.masked_pending, 4)]);
-        let message = XicsSourcesMessage {
-            runs: runs(entries.iter().map(|s| s.irq)),
-            server: words(entries.iter().map(|s| s.server.into())),
-            priority: column(entries.iter().map(|s| s.priority)),
-            saved: column(entries.iter().map(|s| s.saved)),
-            status: column(entries.iter().map(status)),
-        };
-        encode(&message, out);
-    }
-
-    fn read(payload: &[u8], limit: u32, into: &mut Vec<Self>) -> Result<(), StreamError> {
-        let m: XicsSourcesMessage = decode(Self::NAME, payload)?;
-        let numbers = numbers(
-            Self::NAME,
-            &m.runs,
-            after(into.last().map(|e| e.irq))..limit,
-        )?;
-        let n = numbers.len();
-        let server = ReadWords::new(Self::NAME, "server", &m.server, n)?;
-        let priority = Read::new(Self::NAME, "priority", &m.priority, n)?;
-        let saved = Read::new(Self::NAME, "saved", &m.saved, n)?;
-        let status = Read::new(Self::NAME, "status", &m.status, n)?;
-        into.reserve(n);
-        for (i, irq) in numbers.into_iter().enumerate() {
-            let s = known(Self::NAME, status.at(i), 7)?;
-            let server = u16::try_from(server.at(i))
-                .map_err(|_| bad(Self::NAME, format!("server {}", server.at(i))))?;
-            into.push(Self {
-                irq,
-                server,
-                priority: priority.at(i),
-                saved: saved.at(i),
-                sent: s & 1 != 0,
-                rejected: s & 2 != 0,
-                masked_pending: s & 4 != 0,
-            });
-        }
-        Ok(())
-    }
-}
-
 impl Columns for Icp {
     const NAME: &'static str = "xics-icps";
 
@@ -364,46 +301,6 @@ impl Columns for Icp {
             pending_priority: pending.at(i),
             mfrr: mfrr.at(i),
         }));
-        Ok(())
-    }
-}
-
-impl Columns for XiveSource {
-    const NAME: &'static str = "xive-sources";
-
-    fn write(entries: &[Self], out: &mut Vec<u8>) {
-        let flags = |s: &Self| s.pq & 3 | bits(&[(s.masked, 4)]);
-        let message = XiveSourcesMessage {
-            runs: runs(entries.iter().map(|s| s.lisn)),
-            flags: column(entries.iter().map(flags)),
-            end: words(entries.iter().map(|s| s.end)),
-            eisn: words(entries.iter().map(|s| s.eisn)),
-        };
-        encode(&message, out);
-    }
-
-    fn read(payload: &[u8], limit: u32, into: &mut Vec<Self>) -> Result<(), StreamError> {
-        let m: XiveSourcesMessage = decode(Self::NAME, payload)?;
-        let numbers = numbers(
-            Self::NAME,
-            &m.runs,
-            after(into.last().map(|e| e.lisn))..limit,
-        )?;
-        let n = numbers.len();
-        let flags = Read::new(Self::NAME, "flags", &m.flags, n)?;
-        let end = ReadWords::new(Self::NAME, "end", &m.end, n)?;
-        let eisn = ReadWords::new(Self::NAME, "eisn", &m.eisn, n)?;
-        into.reserve(n);
-        for (i, lisn) in numbers.into_iter().enumerate() {
-            let f = known(Self::NAME, flags.at(i), 7)?;
-            into.push(Self {
-                lisn,
-                pq: f & 3,
-                masked: f & 4 != 0,
-                end: end.at(i),
-                eisn: eisn.at(i),
-            });
-        }
         Ok(())
     }
 }

@@ -4,11 +4,15 @@
 //! many bytes of payload, and the CRC-32 of all that (u32, little-endian). The same state has the same bytes:
 //! whatever could be said in two ways is refused when it is read.
 
+use std::convert::Infallible;
+
+use super::blocks::{Block, Blocks, Listed, XicsBlock, XiveBlock};
 use super::caps::{self, Mismatch, Table};
 use super::columns::{
-    self, CapabilityMessage, ClaimsMessage, Columns, EndMessage, HeadMessage, MachineMessage,
+    self, CapabilityMessage, ClaimsMessage, Columns, EndMessage, HeadMessage, MOST, MachineMessage,
 };
 use super::model::*;
+use super::sources::Writer;
 use super::validate::{self, Invalid};
 use crate::layout::Machine;
 use crate::layout::header::Mode;
@@ -33,14 +37,14 @@ pub const MAX_HEAD: usize = 60_000;
 pub const MAX_NAME: usize = 64;
 
 const HEAD: &str = "head";
-const END: &str = "end";
+pub(super) const END: &str = "end";
 /// The sections of this format, in the order in which they are written.
 pub const SECTIONS: [&str; 9] = [
     HEAD,
     Claims::NAME,
-    XicsSource::NAME,
+    XicsBlock::NAME,
     Icp::NAME,
-    XiveSource::NAME,
+    XiveBlock::NAME,
     super::model::End::NAME,
     Ring::NAME,
     Input::NAME,
@@ -361,7 +365,7 @@ impl Head {
         Self::take(&mut Sections::new(bytes)?)
     }
 
-    fn take(sections: &mut Sections<'_>) -> Result<Self, StreamError> {
+    pub(super) fn take(sections: &mut Sections<'_>) -> Result<Self, StreamError> {
         let first = sections.next_section()?;
         let first = first.ok_or(StreamError::Truncated(sections.at))?;
         if first.name != HEAD {
@@ -393,13 +397,29 @@ impl Encoder {
         Ok(Self { out, sections: 1 })
     }
 
-    /// Sections of one kind, as many as the list needs. A list in pieces has [`Columns::MOST`] entries in
-    /// each but the last.
+    /// A section.
+    pub(super) fn section(&mut self, name: &str, message: &impl prost::Message) {
+        section(&mut self.out, name, |out| columns::encode(message, out));
+        self.sections += 1;
+    }
+
+    /// Sections of one kind, as many as the list needs.
     pub(super) fn list<T: Columns>(&mut self, entries: &[T]) {
-        for chunk in entries.chunks(T::MOST) {
+        for chunk in entries.chunks(MOST) {
             section(&mut self.out, T::NAME, |out| T::write(chunk, out));
             self.sections += 1;
         }
+    }
+
+    /// The same of sources.
+    pub(super) fn sources<B: Block>(&mut self, blocks: impl Blocks<B>) {
+        let mut writer = Writer::new();
+        let done: Result<(), Infallible> = blocks.each(|held| {
+            writer.push(held, self);
+            Ok(())
+        });
+        let Ok(()) = done;
+        writer.flush(self);
     }
 
     /// The whole stream.
@@ -422,86 +442,18 @@ impl State {
         self.validate()?;
         // Bytes of entries, about.
         let room = self.xics.sources.len() * 8 + self.xive.sources.len() * 10 + 4096;
+        let claims = self.claims.as_slice();
         let mut encoder = Encoder::new(&self.head, room)?;
-        encoder.list(&self.claims);
-        encoder.list(&self.xics.sources);
+        encoder.list(claims);
+        let entries = &self.xics.sources;
+        encoder.sources::<XicsBlock>(Listed { entries, claims });
         encoder.list(&self.xics.icps);
-        encoder.list(&self.xive.sources);
+        let entries = &self.xive.sources;
+        encoder.sources::<XiveBlock>(Listed { entries, claims });
         encoder.list(&self.xive.ends);
         encoder.list(&self.xive.rings);
         encoder.list(&self.inputs);
         Ok(encoder.finish())
-    }
-
-    /// Reads a whole stream. What it returns is valid.
-    pub fn decode(bytes: &[u8]) -> Result<Self, StreamError> {
-        let mut sections = Sections::new(bytes)?;
-        let head = Head::take(&mut sections)?;
-        let mut state = Self {
-            head,
-            claims: Vec::new(),
-            inputs: Vec::new(),
-            xics: Xics::default(),
-            xive: Xive::default(),
-        };
-        let mut count = 1;
-        loop {
-            let start = sections.position() as u64;
-            let Some(section) = sections.next_section()? else {
-                return Err(StreamError::Truncated(bytes.len()));
-            };
-            if section.name == END {
-                state.check_end(section.payload, count, start)?;
-                break;
-            }
-            count += 1;
-            state.take(&section)?;
-        }
-        if sections.position() != bytes.len() {
-            let what = format!("{} bytes follow it", bytes.len() - sections.position());
-            let section = END.to_owned();
-            return Err(StreamError::Section { section, what });
-        }
-        state.validate()?;
-        Ok(state)
-    }
-
-    fn check_end(&self, payload: &[u8], sections: u32, bytes: u64) -> Result<(), StreamError> {
-        let end: EndMessage =
-            prost::Message::decode(payload).map_err(|e| StreamError::Payload {
-                section: END,
-                what: e.to_string(),
-            })?;
-        if end == (EndMessage { sections, bytes }) {
-            return Ok(());
-        }
-        Err(StreamError::Payload {
-            section: END,
-            what: format!(
-                "it counts {} sections and {} bytes, there were {sections} and {bytes}",
-                end.sections, end.bytes
-            ),
-        })
-    }
-
-    /// Takes what a section holds. Lists are checked as wholes, at the end.
-    fn take(&mut self, section: &Section<'_>) -> Result<(), StreamError> {
-        let machine = &self.head.machine;
-        let (sources, servers, payload) = (machine.sources, machine.servers, section.payload);
-        let ends = servers * crate::layout::geometry::ENDS_PER_SERVER;
-        match section.name {
-            Claims::NAME => Claims::read(payload, sources, &mut self.claims),
-            Input::NAME => Input::read(payload, sources, &mut self.inputs),
-            XicsSource::NAME => XicsSource::read(payload, sources, &mut self.xics.sources),
-            Icp::NAME => Icp::read(payload, servers, &mut self.xics.icps),
-            XiveSource::NAME => XiveSource::read(payload, sources, &mut self.xive.sources),
-            super::model::End::NAME => super::model::End::read(payload, ends, &mut self.xive.ends),
-            Ring::NAME => Ring::read(payload, servers, &mut self.xive.rings),
-            other if section.flags & MANDATORY != 0 => {
-                Err(StreamError::UnknownSection(other.to_owned()))
-            }
-            _ => Ok(()),
-        }
     }
 }
 

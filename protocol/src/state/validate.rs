@@ -1,6 +1,7 @@
 //! Which values of a [`State`] make sense together: asked before a state is written, and before anything of
 //! one that was read takes effect. Sources: xics.md §8.7 (what an importer must refuse), SPEC.md chapter 6.
 
+use super::blocks::{Block, Held};
 use super::model::*;
 use crate::layout::Geometry;
 use crate::layout::header::Mode;
@@ -48,47 +49,22 @@ pub(super) fn producer(name: &str) -> Result<(), Invalid> {
 /// Numbers rise.
 fn ascending(name: &str, numbers: impl Iterator<Item = u32>) -> Result<(), Invalid> {
     let mut last = None;
-    numbers
-        .into_iter()
-        .try_for_each(|n| rises(name, &mut last, n))
-}
-
-/// The next number of a list. In the loops over sources, so that a million of them are looked at once.
-#[inline]
-fn rises(name: &str, last: &mut Option<u32>, n: u32) -> Result<(), Invalid> {
-    must!(
-        last.is_none_or(|last| last < n),
-        format!("{name} {n:#x}"),
-        "comes after {:#x}, but the list must rise",
-        last.unwrap_or(0)
-    );
-    *last = Some(n);
-    Ok(())
-}
-
-/// Kinds of rising numbers.
-struct Kinds<'a>(&'a [Claims]);
-
-impl Kinds<'_> {
-    #[inline]
-    fn of(&mut self, lisn: u32) -> Option<Kind> {
-        while let [run, rest @ ..] = self.0 {
-            if lisn < run.first {
-                return None;
-            }
-            if lisn - run.first < run.count {
-                return Some(run.kind);
-            }
-            self.0 = rest;
-        }
-        None
+    for n in numbers {
+        must!(
+            last.is_none_or(|last| last < n),
+            format!("{name} {n:#x}"),
+            "comes after {:#x}, but the list must rise",
+            last.unwrap_or(0)
+        );
+        last = Some(n);
     }
+    Ok(())
 }
 
 impl State {
     /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), Invalid> {
-        let mut checker = Checker::new(&self.head, &self.claims)?;
+        let checker = Checker::new(&self.head, &self.claims)?;
         checker.xics_sources(&self.xics.sources)?;
         checker.icps(&self.xics.icps)?;
         checker.xive_sources(&self.xive.sources)?;
@@ -98,19 +74,11 @@ impl State {
     }
 }
 
-/// Checks the lists of a state. Sources may come in pieces, as they are read from words.
+/// Checks the lists of a state.
 pub(super) struct Checker<'a> {
     head: &'a Head,
     claims: &'a [Claims],
     geometry: Geometry,
-    xics: Rising<'a>,
-    xive: Rising<'a>,
-}
-
-/// Where a list of sources has got to.
-struct Rising<'a> {
-    last: Option<u32>,
-    kinds: Kinds<'a>,
 }
 
 impl<'a> Checker<'a> {
@@ -118,16 +86,10 @@ impl<'a> Checker<'a> {
     pub(super) fn new(head: &'a Head, claims: &'a [Claims]) -> Result<Self, Invalid> {
         let geometry = head.machine.geometry();
         let geometry = geometry.ok_or_else(|| invalid("machine", "its numbers make no machine"))?;
-        let rising = || Rising {
-            last: None,
-            kinds: Kinds(claims),
-        };
         let checker = Self {
             head,
             claims,
             geometry,
-            xics: rising(),
-            xive: rising(),
         };
         checker.head()?;
         checker.claims()?;
@@ -249,50 +211,72 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    pub(super) fn xics_sources(&mut self, sources: &[XicsSource]) -> Result<(), Invalid> {
-        let has = self.head.machine.ic_mode.has_xics();
-        must!(
-            has || sources.is_empty(),
-            "xics sources",
-            "on a machine without XICS"
-        );
-        for s in sources {
-            rises("xics source", &mut self.xics.last, s.irq)?;
-            let item = || format!("xics source {:#x}", s.irq);
-            let base = self.geometry.xics_base();
-            let (irq, servers) = (s.irq, self.geometry.servers());
-            must!(
-                (base..self.geometry.sources()).contains(&irq),
-                item(),
-                "XICS serves {base:#x} to {:#x}",
-                self.geometry.sources() - 1
-            );
-            must!(
-                u32::from(s.server) < servers,
-                item(),
-                "server {} of {servers}",
-                s.server
-            );
-            must!(
-                s.priority == s.saved || s.priority == 0xff,
-                item(),
-                "priority {:#x} is neither the saved {:#x} nor ff",
-                s.priority,
-                s.saved
-            );
-            let kind = self.xics.kinds.of(irq);
-            must!(
-                !s.sent || kind == Some(Kind::Lsi),
-                item(),
-                "sent, but no LSI"
-            );
-            must!(
-                !(s.rejected || s.masked_pending) || matches!(kind, Some(Kind::Edge | Kind::Msi)),
-                item(),
-                "rejected or masked-pending, but no MSI"
-            );
-            must!(*s != XicsSource::reset(irq), item(), "is as after reset");
+    /// A block of sources that are listed.
+    pub(super) fn listed<B: Block>(&self, held: &Held<B>) -> Result<(), Invalid> {
+        let served = B::is_of(self.head.machine.ic_mode);
+        let reset = held.listed & !held.block.used(held.kinds);
+        match served && reset == 0 && B::fits(held, &self.geometry) {
+            true => Ok(()),
+            false => self.each(held),
         }
+    }
+
+    /// One of which all is listed that is not as after reset, of a machine that has the controller.
+    pub(super) fn used<B: Block>(&self, held: &Held<B>) -> Result<(), Invalid> {
+        match B::fits(held, &self.geometry) {
+            true => Ok(()),
+            false => self.each(held),
+        }
+    }
+
+    /// Says which one it is.
+    fn each<B: Block>(&self, held: &Held<B>) -> Result<(), Invalid> {
+        held.entries()
+            .try_for_each(|(entry, kind)| B::check(self, &entry, kind))
+    }
+
+    fn xics_sources(&self, sources: &[XicsSource]) -> Result<(), Invalid> {
+        ascending("xics source", sources.iter().map(|s| s.irq))?;
+        let check = |s: &XicsSource| self.xics_source(s, kind_in(self.claims, s.irq));
+        sources.iter().try_for_each(check)
+    }
+
+    pub(super) fn xics_source(&self, s: &XicsSource, kind: Option<Kind>) -> Result<(), Invalid> {
+        let has = self.head.machine.ic_mode.has_xics();
+        must!(has, "xics sources", "on a machine without XICS");
+        let item = || format!("xics source {:#x}", s.irq);
+        let base = self.geometry.xics_base();
+        let (irq, servers) = (s.irq, self.geometry.servers());
+        must!(
+            (base..self.geometry.sources()).contains(&irq),
+            item(),
+            "XICS serves {base:#x} to {:#x}",
+            self.geometry.sources() - 1
+        );
+        must!(
+            u32::from(s.server) < servers,
+            item(),
+            "server {} of {servers}",
+            s.server
+        );
+        must!(
+            s.priority == s.saved || s.priority == 0xff,
+            item(),
+            "priority {:#x} is neither the saved {:#x} nor ff",
+            s.priority,
+            s.saved
+        );
+        must!(
+            !s.sent || kind == Some(Kind::Lsi),
+            item(),
+            "sent, but no LSI"
+        );
+        must!(
+            !(s.rejected || s.masked_pending) || matches!(kind, Some(Kind::Edge | Kind::Msi)),
+            item(),
+            "rejected or masked-pending, but no MSI"
+        );
+        must!(*s != XicsSource::reset(irq), item(), "is as after reset");
         Ok(())
     }
 
@@ -322,33 +306,31 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    pub(super) fn xive_sources(&mut self, sources: &[XiveSource]) -> Result<(), Invalid> {
+    fn xive_sources(&self, sources: &[XiveSource]) -> Result<(), Invalid> {
+        ascending("xive source", sources.iter().map(|s| s.lisn))?;
+        let check = |s: &XiveSource| self.xive_source(s, kind_in(self.claims, s.lisn));
+        sources.iter().try_for_each(check)
+    }
+
+    pub(super) fn xive_source(&self, s: &XiveSource, kind: Option<Kind>) -> Result<(), Invalid> {
         let has = self.head.machine.ic_mode.has_xive();
+        must!(has, "xive sources", "on a machine without XIVE");
+        let item = || format!("xive source {:#x}", s.lisn);
+        let (all, ends) = (self.geometry.sources(), self.geometry.ends());
+        must!(s.lisn < all, item(), "beyond the {all:#x} sources");
+        must!(s.pq < 4, item(), "PQ {:#x}", s.pq);
+        must!(s.end < ends, item(), "END {:#x} of {ends:#x}", s.end);
         must!(
-            has || sources.is_empty(),
-            "xive sources",
-            "on a machine without XIVE"
+            s.eisn < 1 << 31,
+            item(),
+            "EISN {:#x} has more than 31 bits",
+            s.eisn
         );
-        for s in sources {
-            rises("xive source", &mut self.xive.last, s.lisn)?;
-            let item = || format!("xive source {:#x}", s.lisn);
-            let (all, ends) = (self.geometry.sources(), self.geometry.ends());
-            must!(s.lisn < all, item(), "beyond the {all:#x} sources");
-            must!(s.pq < 4, item(), "PQ {:#x}", s.pq);
-            must!(s.end < ends, item(), "END {:#x} of {ends:#x}", s.end);
-            must!(
-                s.eisn < 1 << 31,
-                item(),
-                "EISN {:#x} has more than 31 bits",
-                s.eisn
-            );
-            let claimed = self.xive.kinds.of(s.lisn).is_some();
-            must!(
-                *s != XiveSource::reset(s.lisn, claimed),
-                item(),
-                "is as after reset"
-            );
-        }
+        must!(
+            *s != XiveSource::reset(s.lisn, kind.is_some()),
+            item(),
+            "is as after reset"
+        );
         Ok(())
     }
 

@@ -8,9 +8,11 @@
 //!
 //! Bits are set from the leaf up: who finds a root bit finds the leaf's.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Acquire, SeqCst};
 
+use super::ics::pending;
 use super::{Source, Xics};
+use crate::layout::words::ics::server;
 use crate::layout::{AtomicWord, Page, Storage};
 use crate::plane::Host;
 
@@ -207,6 +209,34 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
             .fetch_and(!(1 << (n.0 % WORD)), SeqCst);
         // Pairs with the first fence in `index`.
         self.storage.fence_after_rmw();
+    }
+
+    /// Makes the index anew from the sources. Quiesced; [`evaluate`](Self::evaluate) after it if the vCPUs may
+    /// be open.
+    pub fn rebuild_index(&self) {
+        self.clear_index();
+        for leaf in 0..self.geometry.leaves() {
+            let first = leaf * WORD;
+            let mut waiting = 0;
+            for bit in 0..WORD.min(self.geometry.ics_sources() - first) {
+                let word = self.source_word(Source(first + bit)).load(Acquire);
+                if pending(word) {
+                    waiting |= 1 << bit;
+                    let root = self.root(server(word));
+                    root.map(|root| Self::set_bit(root, 1 << self.slice_of(leaf)));
+                }
+            }
+            if waiting != 0 {
+                // SeqCst only for uniformity: the gate is shut.
+                self.storage
+                    .page(Page::PendingLeaf(leaf))
+                    .store(waiting, SeqCst);
+                if self.mids_per_slice() != 0 {
+                    let mid = self.storage.page(Page::PendingMid(leaf / WORD));
+                    Self::set_bit(mid, 1 << (leaf % WORD));
+                }
+            }
+        }
     }
 
     /// Clears the whole index. Only while nothing else runs.

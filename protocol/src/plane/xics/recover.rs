@@ -6,10 +6,11 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 
-use super::ics::pending;
+use super::icp::presentable;
+use super::ics::{pending, takable};
 use super::{MASKED, Source, Work, Xics};
 use crate::layout::words::icp::{TAG, XISR, xisr};
-use crate::layout::words::ics::{CLAIMED, LSI, MASKED_PENDING, REJECTED, SENT, priority};
+use crate::layout::words::ics::{CLAIMED, LSI, MASKED_PENDING, REJECTED, SENT, priority, server};
 use crate::layout::words::journal;
 use crate::layout::{AtomicWord, Storage, Table};
 use crate::plane::Host;
@@ -79,17 +80,9 @@ impl<S: Storage, H: Host> Xics<'_, S, H> {
         }
     }
 
-    /// Makes the pending index anew from the sources. Quiesced; [`evaluate`](Self::evaluate) after
-    /// it if the vCPUs may be open.
-    pub fn rebuild_index(&self) {
-        self.clear_index();
-        for i in 0..self.geometry.ics_sources() {
-            let n = Source(i);
-            let word = self.source_word(n).load(Acquire);
-            if pending(word) {
-                self.index(n, crate::layout::words::ics::server(word));
-            }
-        }
+    /// What waits at a source with this word can be presented now.
+    pub fn is_due(&self, word: u64) -> bool {
+        takable(word) && presentable(self.icp_now(server(word)), priority(word))
     }
 
     /// The dead daemon may have held the token of `n`: if the event is in no word, records it.

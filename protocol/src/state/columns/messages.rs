@@ -3,8 +3,10 @@
 //! Derived here rather than generated: no build script, and `stream`'s tests read every message by the
 //! schema itself.
 
+use prost::bytes::Bytes;
+
 /// A column of packed fixed32, which on the wire is its values' little-endian bytes: they are moved as such.
-pub(in crate::state) type Words32 = Vec<u8>;
+pub(in crate::state) type Words32 = Bytes;
 
 /// Section "head".
 #[derive(Clone, PartialEq, prost::Message)]
@@ -88,14 +90,14 @@ pub(in crate::state) struct InputsMessage {
 pub(in crate::state) struct XicsSourcesMessage {
     #[prost(uint32, repeated, tag = "1")]
     pub runs: Vec<u32>,
-    #[prost(bytes = "vec", tag = "2")]
+    #[prost(bytes = "bytes", tag = "2")]
     pub server: Words32,
-    #[prost(bytes = "vec", tag = "3")]
-    pub priority: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
-    pub saved: Vec<u8>,
-    #[prost(bytes = "vec", tag = "5")]
-    pub status: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub priority: Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub saved: Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub status: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -116,11 +118,11 @@ pub(in crate::state) struct IcpsMessage {
 pub(in crate::state) struct XiveSourcesMessage {
     #[prost(uint32, repeated, tag = "1")]
     pub runs: Vec<u32>,
-    #[prost(bytes = "vec", tag = "2")]
-    pub flags: Vec<u8>,
-    #[prost(bytes = "vec", tag = "3")]
+    #[prost(bytes = "bytes", tag = "2")]
+    pub flags: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
     pub end: Words32,
-    #[prost(bytes = "vec", tag = "4")]
+    #[prost(bytes = "bytes", tag = "4")]
     pub eisn: Words32,
 }
 

@@ -222,8 +222,10 @@ fn entries_that_were_named_before_are_refused() {
         eisn: 0,
     };
     for _ in 0..2 {
-        section(&mut out, XiveSource::NAME, |out| {
-            XiveSource::write(&[all], out)
+        section(&mut out, XiveBlock::NAME, |out| {
+            let flags = vec![all.pq].into();
+            let message = XiveBlock::message(vec![all.lisn, 1], vec![flags]);
+            columns::encode(&message, out);
         });
     }
     let refused = State::decode(&out).unwrap_err();
