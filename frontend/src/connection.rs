@@ -1,11 +1,13 @@
-//! The client side of the framing: one request, one reply, descriptors by SCM_RIGHTS (SPEC.md §1.1).
+//! The client side of the framing: one request, one reply, descriptors by SCM_RIGHTS (SPEC.md §1.2). What is in a
+//! message is `message`'s business.
 //!
 //! A [`Connection`] knows nothing of restarts, sequence numbers or waiting for a daemon; that is
 //! [`channel`](crate::channel)'s. It serves PAPR messages and the few standard ones of the handshake
 //! through the same reader. (`vhost::vhost_user::Frontend` could share the stream, but it reads
 //! without a deadline: a daemon that stops inside the handshake would hold the supervisor for ever.)
 //!
-//! Requests of several threads queue on a lock; one is outstanding at a time. [`Connection::close`]
+//! Requests of several threads queue on a lock; one is outstanding at a time, but in a
+//! [`pipeline`](Connection::pipeline). [`Connection::close`]
 //! works from any thread and ends a blocked request. A caller may leave while the daemon still owes it a
 //! reply: the next one with the same number takes that reply, another one lets it pass.
 //!
@@ -27,14 +29,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, sendmsg,
 };
-use papr_intc_protocol::wire::{
-    HEADER_BYTES, MAX_BODY, MAX_FDS, Request, RequestHead, Wire, flag, split_reply,
-};
-
+use papr_intc_protocol::wire::{HEADER_BYTES, MAX_BODY, MAX_FDS, Request, flag};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::error::Error;
 use crate::sync::lock;
+use message::{Owed, answer, checked_size, compose, compose_request, malformed};
+
+mod message;
 
 /// Most descriptors that a reply carries; more are a protocol error. There is room for [`MAX_FDS`], so
 /// that the kernel never cuts the list and every descriptor that came is closed.
@@ -67,23 +69,6 @@ struct Buffers {
     control: Vec<u8>,
     /// A request whose caller left: its number, code and name. The reply is still to come.
     owed: Option<Owed>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Owed {
-    seq: u64,
-    code: u32,
-    name: &'static str,
-}
-
-impl Owed {
-    fn of<R: Request>(seq: u64) -> Self {
-        Self {
-            seq,
-            code: R::CODE,
-            name: R::NAME,
-        }
-    }
 }
 
 /// Asked each time that the connection's tick has passed without news: go on waiting?
@@ -471,70 +456,6 @@ impl Connection {
             }
         }
         Ok(message.bytes)
-    }
-}
-
-/// A whole message, in place of what the buffer held.
-fn compose(out: &mut Vec<u8>, code: u32, flags: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    out.clear();
-    [code, flags, 0].put(out);
-    body(out);
-    let size = (out.len() - HEADER_BYTES) as u32;
-    out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&size.to_ne_bytes());
-}
-
-fn compose_request<R: Request>(out: &mut Vec<u8>, seq: u64, flags: u32, request: &R) {
-    let head = RequestHead {
-        seq,
-        flags,
-        zero: 0,
-    };
-    compose(out, R::CODE, flag::VERSION, |out| {
-        head.put(out);
-        request.put(out);
-    });
-}
-
-/// What the body of a reply says to request `seq`.
-fn answer<R: Request>(seq: u64, body: &[u8]) -> Result<R::Reply, Error> {
-    let (head, payload) = split_reply(body).map_err(|e| malformed(R::NAME, e))?;
-    if head.seq != seq {
-        let what = format!("it answers {}, not {seq}", head.seq);
-        return Err(malformed(R::NAME, what));
-    }
-    if head.status != 0 {
-        return Err(Error::Refused {
-            request: R::NAME,
-            errno: head.status.checked_neg().unwrap_or(Errno::EPROTO as i32),
-            text: String::from_utf8_lossy(payload).into_owned(),
-        });
-    }
-    R::Reply::from_bytes(payload).map_err(|e| malformed(R::NAME, e))
-}
-
-/// Size of the body that a reply's header announces.
-fn checked_size(header: &[u8; HEADER_BYTES], owed: Owed) -> Result<usize, Error> {
-    let word = |i: usize| {
-        let bytes = header[i * 4..].first_chunk().copied();
-        bytes.map_or(0, u32::from_ne_bytes)
-    };
-    let (found, flags, size) = (word(0), word(1), word(2) as usize);
-    let what = if found != owed.code {
-        "it answers another request"
-    } else if flags & flag::VERSION_MASK != flag::VERSION || flags & flag::REPLY == 0 {
-        "its flags are not a reply's"
-    } else if size > MAX_BODY {
-        "it is too large"
-    } else {
-        return Ok(size);
-    };
-    Err(malformed(owed.name, what))
-}
-
-fn malformed(request: &'static str, what: impl ToString) -> Error {
-    Error::Malformed {
-        request,
-        what: what.to_string(),
     }
 }
 

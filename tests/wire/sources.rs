@@ -150,8 +150,29 @@ fn irqfds_are_set_as_a_whole_batch_or_not_at_all() {
 }
 
 #[test]
+fn to_be_looked_at_leaves_the_count_of_an_eventfd_as_it_is() {
+    let (_daemon, guest) = Guest::new(machine());
+    guest.claim_msi(LISN);
+    let device = eventfd();
+    nix::unistd::write(&device, &3u64.to_ne_bytes()).unwrap();
+    let items = vec![IrqfdItem {
+        lisn: LISN,
+        kind: irqfd_kind::EDGE,
+        input: 0,
+        zero: 0,
+    }];
+    let set = guest.main.call_fds(&SetIrqfds { items }, &[device.as_fd()]);
+    set.unwrap();
+    let mut count = [0; 8];
+    assert_eq!(nix::unistd::read(&device, &mut count), Ok(8));
+    assert_eq!(u64::from_ne_bytes(count), 3);
+}
+
+#[test]
 fn what_is_no_eventfd_is_refused_as_kick_and_irqfd() {
-    use nix::fcntl::OFlag;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
+    use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
     let (daemon, guest) = Guest::new(machine());
     guest.claim_msi(LISN);
     let before = (daemon.fds(), daemon.watched());
@@ -159,12 +180,18 @@ fn what_is_no_eventfd_is_refused_as_kick_and_irqfd() {
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
     let (socket, _other) = UnixStream::pair().unwrap();
     let blocking = nix::sys::eventfd::EventFd::new().unwrap();
+    // These share an inode with eventfds.
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    fcntl(&epoll.0, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK).unwrap();
     for (fd, what) in [
         (file.as_fd(), "a file"),
         (reader.as_fd(), "a pipe"),
         (writer.as_fd(), "a pipe's other end"),
         (socket.as_fd(), "a socket"),
         (blocking.as_fd(), "an eventfd that blocks"),
+        (epoll.0.as_fd(), "an epoll"),
+        (timer.as_fd(), "a timer"),
     ] {
         let connect = VcpuConnect { servers: vec![0] };
         let refused = guest.main.call_fds(&connect, &[fd]).map(|_| ());

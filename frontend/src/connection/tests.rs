@@ -5,6 +5,7 @@ use std::io::Write;
 use std::thread;
 
 use papr_intc_protocol::wire::handshake::{GetShm, Ping, PingReply, Query, QueryReply, ShmInfo};
+use papr_intc_protocol::wire::vcpu::VcpuChannel;
 use papr_intc_protocol::wire::{Rest, reply_body};
 
 use super::*;
@@ -140,4 +141,97 @@ fn a_reply_whose_caller_left_goes_to_the_same_request_or_to_none() {
     let other = connection.exchange(9, 0, &Ping { cookie: 9 }, &[]);
     assert_eq!(other.unwrap().0, pong(90));
     daemon.join().unwrap();
+}
+
+/// VCPU_CHANNELs of so many vCPUs, with numbers from 1.
+fn channels(count: u32) -> impl Iterator<Item = Result<(u64, VcpuChannel, OwnedFd), Error>> {
+    (0..count).map(|server| {
+        let request = VcpuChannel { server, zero: 0 };
+        let file = File::open("/dev/null").unwrap();
+        Ok((u64::from(server) + 1, request, file.into()))
+    })
+}
+
+#[test]
+fn requests_that_are_sent_ahead_are_bounded_and_each_has_its_descriptor_and_reply() {
+    let (mut peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    let daemon = thread::spawn(move || {
+        let mut left = 2 * AHEAD + 3;
+        while left > 0 {
+            // Nothing is answered before as many have come as may.
+            let batch = left.min(AHEAD);
+            let mut replies = Vec::new();
+            for _ in 0..batch {
+                let (code, body, fds) = peer.raw().unwrap();
+                assert_eq!((code, fds), (VcpuChannel::CODE, 1));
+                let reply = reply_body(u64::from_ne_bytes(*body.first_chunk().unwrap()), &());
+                for word in [code, 5, reply.len() as u32] {
+                    replies.extend_from_slice(&word.to_ne_bytes());
+                }
+                replies.extend_from_slice(&reply);
+            }
+            // In pieces that end anywhere.
+            for piece in replies.chunks(101) {
+                peer.stream.write_all(piece).unwrap();
+            }
+            left -= batch;
+        }
+        let (head, _) = peer.expect::<Ping>();
+        let pong = PingReply {
+            cookie: 0,
+            uptime_ms: 0,
+            served: 0,
+        };
+        peer.reply::<Ping>(head.seq, &pong);
+    });
+    connection.pipeline(channels(2 * AHEAD as u32 + 3)).unwrap();
+    let ping = Ping { cookie: 0 };
+    connection.exchange(1000, 0, &ping, &[]).unwrap();
+    daemon.join().unwrap();
+}
+
+#[test]
+fn of_requests_that_are_sent_ahead_the_first_that_fails_is_the_error() {
+    let refuse = |peer: &mut FakePeer| peer.refuse(VcpuChannel::CODE, 2, 2, "no such vCPU");
+    let skip = |peer: &mut FakePeer| peer.reply::<VcpuChannel>(3, &());
+    type Answer<'a> = &'a dyn Fn(&mut FakePeer);
+    let cases: [(Answer<'_>, &str); 2] =
+        [(&refuse, "no such vCPU"), (&skip, "it answers 3, not 2")];
+    for (second, text) in cases {
+        let (mut peer, stream) = FakePeer::pair();
+        let connection = Connection::new(stream);
+        peer.reply::<VcpuChannel>(1, &());
+        second(&mut peer);
+        peer.reply::<VcpuChannel>(3, &());
+        let error = connection.pipeline(channels(3)).unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+    }
+    let (mut peer, stream) = FakePeer::pair();
+    let connection = Connection::new(stream);
+    for seq in 1..=4 {
+        peer.reply::<VcpuChannel>(seq, &());
+    }
+    // One reply too many.
+    let error = connection.pipeline(channels(3)).unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+}
+
+#[test]
+fn a_plain_connection_closes_what_descriptors_come() {
+    let (mut peer, stream) = FakePeer::pair();
+    let connection = Connection::plain(stream);
+    let (mut reading, writing) = std::io::pipe().unwrap();
+    let pong = PingReply {
+        cookie: 7,
+        uptime_ms: 0,
+        served: 0,
+    };
+    let fds = [writing.as_raw_fd(); 3];
+    peer.send_with(Ping::CODE, 5, &reply_body(1, &pong), &fds);
+    drop(writing);
+    let (got, fds) = connection.exchange(1, 0, &Ping { cookie: 7 }, &[]).unwrap();
+    assert_eq!((got, fds.len()), (pong, 0));
+    // Nobody can write to the pipe any more.
+    assert_eq!(std::io::Read::read(&mut reading, &mut [0; 1]).unwrap(), 0);
 }
