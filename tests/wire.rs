@@ -2,7 +2,7 @@
 //! that SPEC.md chapter 1 promises for it.
 //!
 //! * [`life`]: interrupts from source to vCPU, both controllers, in remote mode.
-//! * [`messages`], [`sources`]: each message and its errors.
+//! * [`messages`], [`sources`]: each message and its errors. [`hello`]: its versions.
 //! * [`channels`]: which channel may carry what. [`barriers`]: CAS, reset, quiesce, disconnect.
 //! * [`process`]: command line, signals, front-ends that come and go.
 

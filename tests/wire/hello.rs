@@ -1,57 +1,11 @@
-//! HELLO: versions, limits, features, and who is refused.
+//! HELLO's versions: what two builds agree on, and how one refuses the other.
 
 use nix::libc;
-use papr_intc_protocol::layout::membarrier;
 use papr_intc_protocol::wire::handshake::*;
-use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS};
 
 use crate::harness::Daemon;
 use crate::harness::client::{self, Client, errno};
 use crate::harness::guest::*;
-
-#[test]
-fn hello_tells_versions_limits_and_state() {
-    let (_daemon, socket) = Daemon::connected(&[]);
-    let main = Client::new(socket);
-    let hello = main.hello();
-    assert_eq!(
-        (hello.protocol, hello.layout, hello.verdict),
-        (1, 2, verdict::MAP)
-    );
-    assert_eq!(
-        (hello.max_body, hello.max_fds),
-        (MAX_BODY as u32, MAX_FDS as u32)
-    );
-    assert_eq!((hello.max_sources, hello.max_servers), (1 << 20, 4096));
-    assert_eq!((hello.state, hello.generation), (state::COLD, 0));
-    set_machine(&main, &machine()).unwrap();
-    assert_eq!(main.hello().state, state::WANTS_MEMORY);
-    get_shm(&main).unwrap();
-    start(&main, executor::DAEMON).unwrap();
-    let hello = main.hello();
-    assert_eq!((hello.state, hello.generation), (state::SERVING, 1));
-}
-
-#[test]
-fn hello_answers_the_features_that_both_sides_have() {
-    let (_daemon, socket) = Daemon::connected(&[]);
-    let main = Client::new(socket);
-    let both = |features| {
-        let hello = Hello {
-            features,
-            ..client::hello()
-        };
-        main.call(&hello).unwrap().features
-    };
-    assert_eq!(both(0), 0);
-    let here = match membarrier::is_available() {
-        true => feature::MEMBARRIER,
-        false => 0,
-    };
-    assert_eq!(both(feature::MEMBARRIER), here);
-    assert_eq!(both(!feature::MEMBARRIER), 0);
-    assert_eq!(both(u32::MAX), here);
-}
 
 #[test]
 fn hello_without_a_common_version_is_refused_with_both_ranges() {
@@ -83,4 +37,27 @@ fn hello_without_a_common_version_is_refused_with_both_ranges() {
         ..client::hello()
     });
     assert_eq!(demoted.unwrap().verdict, verdict::DEMOTE);
+}
+
+#[test]
+fn new_memory_has_the_highest_layout_that_both_understand_and_keeps_it() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let of = |layout_min, layout_max| {
+        let hello = client::hello();
+        main.call(&Hello {
+            layout_min,
+            layout_max,
+            ..hello
+        })
+    };
+    assert_eq!(of(0, 9).unwrap().layout, 2);
+    assert_eq!(of(1, 1).unwrap().layout, 1);
+    set_machine(&main, &machine()).unwrap();
+    let (info, _shm) = get_shm(&main).unwrap();
+    assert_eq!(info.layout, 1);
+    assert_eq!(of(1, 9).unwrap().layout, 1, "there is memory already");
+    let refused = of(2, 9).unwrap_err();
+    assert_eq!(refused.errno, libc::EPROTONOSUPPORT);
+    assert!(refused.text.contains("layout 1 to 1"), "{}", refused.text);
 }

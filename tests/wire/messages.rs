@@ -4,14 +4,14 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use nix::libc;
-use papr_intc_protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_protocol::layout::{Compat, IcMode, Machine, membarrier};
 use papr_intc_protocol::papr::codes::{RtasCall, opcode, ret};
-use papr_intc_protocol::wire::Text;
 use papr_intc_protocol::wire::guest::*;
 use papr_intc_protocol::wire::handshake::*;
 use papr_intc_protocol::wire::machine::*;
 use papr_intc_protocol::wire::source::*;
 use papr_intc_protocol::wire::vcpu::*;
+use papr_intc_protocol::wire::{MAX_BODY, MAX_FDS, Text};
 
 use crate::harness::Daemon;
 use crate::harness::client::{self, Client, errno};
@@ -25,6 +25,50 @@ fn greeted() -> (Daemon, Client) {
     let client = Client::new(socket);
     client.hello();
     (daemon, client)
+}
+
+#[test]
+fn hello_tells_versions_limits_and_state() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let hello = main.hello();
+    assert_eq!(
+        (hello.protocol, hello.layout, hello.verdict),
+        (1, 2, verdict::MAP)
+    );
+    assert_eq!(
+        (hello.max_body, hello.max_fds),
+        (MAX_BODY as u32, MAX_FDS as u32)
+    );
+    assert_eq!((hello.max_sources, hello.max_servers), (1 << 20, 4096));
+    assert_eq!((hello.state, hello.generation), (state::COLD, 0));
+    set_machine(&main, &machine()).unwrap();
+    assert_eq!(main.hello().state, state::WANTS_MEMORY);
+    get_shm(&main).unwrap();
+    start(&main, executor::DAEMON).unwrap();
+    let hello = main.hello();
+    assert_eq!((hello.state, hello.generation), (state::SERVING, 1));
+}
+
+#[test]
+fn hello_answers_the_features_that_both_sides_have() {
+    let (_daemon, socket) = Daemon::connected(&[]);
+    let main = Client::new(socket);
+    let both = |features| {
+        let hello = Hello {
+            features,
+            ..client::hello()
+        };
+        main.call(&hello).unwrap().features
+    };
+    assert_eq!(both(0), 0);
+    let here = match membarrier::is_available() {
+        true => feature::MEMBARRIER,
+        false => 0,
+    };
+    assert_eq!(both(feature::MEMBARRIER), here);
+    assert_eq!(both(!feature::MEMBARRIER), 0);
+    assert_eq!(both(u32::MAX), here);
 }
 
 #[test]
@@ -512,27 +556,4 @@ fn a_vcpu_channel_is_a_socket_of_a_connected_vcpu() {
     open(0, &[theirs.as_fd()]).unwrap();
     drop(theirs);
     Client::new(ours).ping();
-}
-
-#[test]
-fn new_memory_has_the_highest_layout_that_both_understand_and_keeps_it() {
-    let (_daemon, socket) = Daemon::connected(&[]);
-    let main = Client::new(socket);
-    let of = |layout_min, layout_max| {
-        let hello = client::hello();
-        main.call(&Hello {
-            layout_min,
-            layout_max,
-            ..hello
-        })
-    };
-    assert_eq!(of(0, 9).unwrap().layout, 2);
-    assert_eq!(of(1, 1).unwrap().layout, 1);
-    set_machine(&main, &machine()).unwrap();
-    let (info, _shm) = get_shm(&main).unwrap();
-    assert_eq!(info.layout, 1);
-    assert_eq!(of(1, 9).unwrap().layout, 1, "there is memory already");
-    let refused = of(2, 9).unwrap_err();
-    assert_eq!(refused.errno, libc::EPROTONOSUPPORT);
-    assert!(refused.text.contains("layout 1 to 1"), "{}", refused.text);
 }
