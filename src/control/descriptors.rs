@@ -33,12 +33,11 @@ pub(super) fn check_eventfd(fd: impl AsFd, quick: bool) -> Result<(), Refused> {
         let why = "an eventfd has to be made with EFD_NONBLOCK";
         return Err(refused(why));
     }
-    let is_eventfd = match quick && is_nameless(fd) {
-        // Adds nothing to an eventfd. Of the files of that inode hardly another can be written at all.
-        true => nix::unistd::write(fd, &[0; 8]) == Ok(8),
-        false => is_called_eventfd(fd),
-    };
-    match is_eventfd {
+    // Adds nothing to an eventfd. Of the files of that inode hardly another can be written at all.
+    let takes_nothing = || nix::unistd::write(fd, &[0; 8]) == Ok(8);
+    // What fails may have been interrupted: then the certain way decides.
+    let seems_one = quick && is_nameless(fd) && takes_nothing();
+    match seems_one || is_called_eventfd(fd) {
         true => Ok(()),
         false => Err(refused("a descriptor is not an eventfd")),
     }
