@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine};
+use papr_intc_frontend::protocol::layout::{Compat, IcMode, Machine, membarrier};
 use papr_intc_frontend::protocol::papr::codes::opcode;
 use papr_intc_frontend::protocol::state::model::*;
 use papr_intc_frontend::{GuestRam, Intc, Launcher, Options, Source, Vcpu};
@@ -54,7 +54,7 @@ struct Guest {
     vcpu: Vcpu,
     source: Source,
     kicks: Arc<AtomicU32>,
-    _intc: Intc,
+    intc: Intc,
 }
 
 impl Guest {
@@ -74,7 +74,7 @@ impl Guest {
             source: intc.source(MSI).unwrap(),
             vcpu,
             kicks,
-            _intc: intc,
+            intc,
         }
     }
 
@@ -184,4 +184,12 @@ fn a_xive_interrupt_allocates_nothing() {
     });
     assert_eq!(count, 0);
     assert!(guest.kicks.load(Ordering::Relaxed) > 0);
+}
+
+/// Nor is there a fence: the daemon of this build makes it for us.
+#[test]
+fn the_fence_of_a_transition_is_left_to_a_daemon_of_this_build() {
+    let guest = Guest::new(IcMode::Xive);
+    let pages = guest.intc.storage().unwrap();
+    assert_eq!(pages.is_fenced_by_daemon(), membarrier::is_available());
 }

@@ -5,7 +5,7 @@
 //!
 //! Indices are typed by [`Page`] and [`Table`]. They are *validated* values: a caller that took a
 //! number from a guest, a message or a shared word has compared it with the
-//! [`Geometry`](super::Geometry) before it builds one. An index out of range panics (a defect of
+//! [`Geometry`] before it builds one. An index out of range panics (a defect of
 //! ours, never memory corruption).
 
 use std::ops::Range;
