@@ -242,7 +242,7 @@ fn trigger_against_replay(keeps: Keeps, from: Mode) {
     let device = rig.clone();
     let thread = thread::spawn(move || {
         device.storage.word(DATA).store(1, Relaxed);
-        assert_eq!(device.plane().trigger(EPOCH, MSI), Outcome::Done(()));
+        assert_eq!(device.plane().thread(EPOCH).trigger(MSI), Outcome::Done(()));
     });
     let daemon = rig.daemon();
     daemon.set_state_and_wait(state(Mode::Xive, Gate::Open));
