@@ -171,7 +171,12 @@ impl Core {
         drop(state);
         self.ran(self.platform.devices.sources[i].kind, found);
         if i == EVENTS {
-            self.command = Some(self.platform.devices.take_command());
+            // An entry for nothing does not take back what one of the same batch has fetched.
+            let command = self.platform.devices.take_command();
+            self.command = match command {
+                Command::Idle => self.command,
+                other => Some(other),
+            };
         }
         Ok(true)
     }
